@@ -1,7 +1,8 @@
 //! Conversion between dtypes, and the packing of sub-byte elements.
 
 use super::{
-    Complex32, Complex64, DType, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, Tensor, TensorError, bf16, f4e2m1_from_f32, f4e2m1_to_f32, f16,
+    Complex32, Complex64, DType, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, Tensor, TensorError, bf16, f4e2m1_from_f32,
+    f4e2m1_to_f32, f16,
 };
 
 /// Unpacks the `bits`-wide (2 or 4) codes of `len` elements, low bits first.

@@ -159,14 +159,34 @@ floats!(
 macro_rules! dispatch {
     ($dtype:expr, $t:ident => $body:expr) => {{
         use $crate::tensor::DType as D;
-        macro_rules! go { ($x:ty) => {{ type $t = $x; $body }}; }
+        macro_rules! go {
+            ($x:ty) => {{
+                type $t = $x;
+                $body
+            }};
+        }
         match $dtype {
-            D::F32 => go!(f32), D::U8 | D::U4 | D::I4 | D::F4E2M1 | D::U2 | D::I2 => go!(u8), D::I8 => go!(i8), D::U16 => go!(u16),
-            D::I16 => go!(i16), D::I32 => go!(i32), D::I64 => go!(i64), D::String => go!(String), D::Bool => go!(bool),
-            D::F16 => go!($crate::tensor::f16), D::F64 => go!(f64), D::U32 => go!(u32), D::U64 => go!(u64),
-            D::C64 => go!($crate::tensor::Complex32), D::C128 => go!($crate::tensor::Complex64), D::BF16 => go!($crate::tensor::bf16),
-            D::F8E4M3FN => go!($crate::tensor::F8E4M3FN), D::F8E4M3FNUZ => go!($crate::tensor::F8E4M3FNUZ),
-            D::F8E5M2 => go!($crate::tensor::F8E5M2), D::F8E5M2FNUZ => go!($crate::tensor::F8E5M2FNUZ), D::F8E8M0 => go!($crate::tensor::F8E8M0),
+            D::F32 => go!(f32),
+            D::U8 | D::U4 | D::I4 | D::F4E2M1 | D::U2 | D::I2 => go!(u8),
+            D::I8 => go!(i8),
+            D::U16 => go!(u16),
+            D::I16 => go!(i16),
+            D::I32 => go!(i32),
+            D::I64 => go!(i64),
+            D::String => go!(String),
+            D::Bool => go!(bool),
+            D::F16 => go!($crate::tensor::f16),
+            D::F64 => go!(f64),
+            D::U32 => go!(u32),
+            D::U64 => go!(u64),
+            D::C64 => go!($crate::tensor::Complex32),
+            D::C128 => go!($crate::tensor::Complex64),
+            D::BF16 => go!($crate::tensor::bf16),
+            D::F8E4M3FN => go!($crate::tensor::F8E4M3FN),
+            D::F8E4M3FNUZ => go!($crate::tensor::F8E4M3FNUZ),
+            D::F8E5M2 => go!($crate::tensor::F8E5M2),
+            D::F8E5M2FNUZ => go!($crate::tensor::F8E5M2FNUZ),
+            D::F8E8M0 => go!($crate::tensor::F8E8M0),
         }
     }};
 }
@@ -176,10 +196,24 @@ macro_rules! dispatch {
 macro_rules! dispatch_number {
     ($dtype:expr, $t:ident => $body:expr, $other:ident => $else:expr) => {{
         use $crate::tensor::DType as D;
-        macro_rules! go { ($x:ty) => {{ type $t = $x; $body }}; }
+        macro_rules! go {
+            ($x:ty) => {{
+                type $t = $x;
+                $body
+            }};
+        }
         match $dtype {
-            D::F32 => go!(f32), D::U8 => go!(u8), D::I8 => go!(i8), D::U16 => go!(u16), D::I16 => go!(i16), D::I32 => go!(i32),
-            D::I64 => go!(i64), D::F16 => go!($crate::tensor::f16), D::F64 => go!(f64), D::U32 => go!(u32), D::U64 => go!(u64),
+            D::F32 => go!(f32),
+            D::U8 => go!(u8),
+            D::I8 => go!(i8),
+            D::U16 => go!(u16),
+            D::I16 => go!(i16),
+            D::I32 => go!(i32),
+            D::I64 => go!(i64),
+            D::F16 => go!($crate::tensor::f16),
+            D::F64 => go!(f64),
+            D::U32 => go!(u32),
+            D::U64 => go!(u64),
             D::BF16 => go!($crate::tensor::bf16),
             $other => $else,
         }
@@ -191,9 +225,17 @@ macro_rules! dispatch_number {
 macro_rules! dispatch_float {
     ($dtype:expr, $t:ident => $body:expr, $other:ident => $else:expr) => {{
         use $crate::tensor::DType as D;
-        macro_rules! go { ($x:ty) => {{ type $t = $x; $body }}; }
+        macro_rules! go {
+            ($x:ty) => {{
+                type $t = $x;
+                $body
+            }};
+        }
         match $dtype {
-            D::F32 => go!(f32), D::F16 => go!($crate::tensor::f16), D::F64 => go!(f64), D::BF16 => go!($crate::tensor::bf16),
+            D::F32 => go!(f32),
+            D::F16 => go!($crate::tensor::f16),
+            D::F64 => go!(f64),
+            D::BF16 => go!($crate::tensor::bf16),
             $other => $else,
         }
     }};
@@ -204,10 +246,21 @@ macro_rules! dispatch_float {
 macro_rules! dispatch_int {
     ($dtype:expr, $t:ident => $body:expr, $other:ident => $else:expr) => {{
         use $crate::tensor::DType as D;
-        macro_rules! go { ($x:ty) => {{ type $t = $x; $body }}; }
+        macro_rules! go {
+            ($x:ty) => {{
+                type $t = $x;
+                $body
+            }};
+        }
         match $dtype {
-            D::U8 => go!(u8), D::I8 => go!(i8), D::U16 => go!(u16), D::I16 => go!(i16), D::I32 => go!(i32), D::I64 => go!(i64),
-            D::U32 => go!(u32), D::U64 => go!(u64),
+            D::U8 => go!(u8),
+            D::I8 => go!(i8),
+            D::U16 => go!(u16),
+            D::I16 => go!(i16),
+            D::I32 => go!(i32),
+            D::I64 => go!(i64),
+            D::U32 => go!(u32),
+            D::U64 => go!(u64),
             $other => $else,
         }
     }};

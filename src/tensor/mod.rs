@@ -144,8 +144,8 @@ impl Tensor {
     }
 
     fn relabel<T: Element + bytemuck::NoUninit, U: Element>(shape: Shape, data: Vec<T>) -> Result<Self, TensorError> {
-        let owned = U::vec_from_bytes(bytemuck::cast_slice(&data))
-            .ok_or_else(|| TensorError::Shape(format!("bytes are no valid {}", U::DTYPE)))?;
+        let owned =
+            U::vec_from_bytes(bytemuck::cast_slice(&data)).ok_or_else(|| TensorError::Shape(format!("bytes are no valid {}", U::DTYPE)))?;
         Self::new(shape, owned)
     }
 
@@ -212,11 +212,7 @@ impl Tensor {
     }
 
     fn expect<T: Element>(&self) -> Result<(), TensorError> {
-        if self.dtype == T::DTYPE {
-            Ok(())
-        } else {
-            Err(TensorError::DType { expected: T::DTYPE, found: self.dtype })
-        }
+        if self.dtype == T::DTYPE { Ok(()) } else { Err(TensorError::DType { expected: T::DTYPE, found: self.dtype }) }
     }
 
     /// The elements, without a copy.

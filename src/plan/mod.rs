@@ -1,0 +1,5 @@
+//! How tables are cut into shards: the manifest that says so, and the planner that decides it.
+
+mod manifest;
+
+pub use manifest::{Absent, FORMAT_VERSION, Manifest, ManifestError, Piece, Sharding, TableEntry, assign_shards};

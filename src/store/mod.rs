@@ -1,0 +1,119 @@
+//! Stores of table rows. A [`Store`] answers lookups; the wrappers add one property each and are stores themselves.
+
+use crate::tensor::{DType, Shape, Tensor};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+
+/// A table as a store shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// The name of the value that held the table in the original graph.
+    pub name: String,
+    /// Number of rows.
+    pub rows: u64,
+    /// Element type.
+    pub dtype: DType,
+    /// Dims of one row (empty for a table of rank 1).
+    pub row_shape: Shape,
+    /// Whether ids are keys (any `u64`) and not row numbers.
+    pub keyed: bool,
+}
+
+/// Ids to look up in one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Query {
+    /// Index into [`Store::tables`].
+    pub table: usize,
+    /// Row numbers (or keys), in any order, with duplicates; already checked and normalised by the op.
+    pub ids: Vec<u64>,
+}
+
+/// What a lookup gives: per query a tensor `[ids.len(), row_shape…]`, the rows in the order of the ids.
+pub type LookupFuture<'a> = Pin<Box<dyn Future<Output = Result<Vec<Tensor>, StoreError>> + Send + 'a>>;
+
+/// Counters of a store since it was opened. A wrapper adds its own to those of the store within.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Stats {
+    /// Calls of [`Store::lookup`].
+    pub lookups: u64,
+    /// Ids asked for.
+    pub ids: u64,
+    /// Ids that were sent on after de-duplication.
+    pub unique_ids: u64,
+    /// Round trips to servers.
+    pub requests: u64,
+    /// Bytes of rows received.
+    pub bytes: u64,
+    /// Ids that a keyed table did not hold and that got their policy's row.
+    pub absent: u64,
+    /// Calls that were repeated after a connection was lost.
+    pub retries: u64,
+    pub cache_hits: u64,
+    pub cache_misses: u64,
+}
+
+/// A source of table rows.
+pub trait Store: Send + Sync + fmt::Debug {
+    /// The tables, in the order that [`Query::table`] indexes.
+    fn tables(&self) -> &[Table];
+
+    /// Answers all queries, in one round trip per server where servers are involved. Idempotent.
+    fn lookup(&self, queries: Vec<Query>) -> LookupFuture<'_>;
+
+    /// The counters so far.
+    fn stats(&self) -> Stats;
+}
+
+/// Why a lookup, or the opening of a store, failed. Absent, unavailable and invalid are kept apart.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The id is no row of the table.
+    #[error("table \"{table}\": id {id} at position {position} is out of range, valid 0..{rows}")]
+    Invalid {
+        /// The table.
+        table: String,
+        /// The id.
+        id: u64,
+        /// Where in the query it stands.
+        position: usize,
+        /// Rows of the table.
+        rows: u64,
+    },
+    /// A keyed table does not hold the key and its policy is to fail.
+    #[error("table \"{table}\": key {key} is absent")]
+    Absent {
+        /// The table.
+        table: String,
+        /// The key.
+        key: u64,
+    },
+    /// No connection, or it was lost and could not be made again in time.
+    #[error("pserver {endpoint} is unavailable: {detail}")]
+    Unavailable {
+        /// Its address.
+        endpoint: String,
+        /// What happened.
+        detail: String,
+    },
+    /// A call ran past its deadline.
+    #[error("pserver {endpoint} did not answer within {seconds} s")]
+    Timeout {
+        /// Its address.
+        endpoint: String,
+        /// The deadline, in seconds.
+        seconds: f64,
+    },
+    /// The peer answered, and says no: another plan, another graph, no token, a limit.
+    #[error("pserver {endpoint} refused: {detail}")]
+    Refused {
+        /// Its address.
+        endpoint: String,
+        /// Its reason.
+        detail: String,
+    },
+    /// Files that are missing, torn or foreign.
+    #[error("{0}")]
+    Corrupt(String),
+}
