@@ -61,7 +61,7 @@ fn is_zero(n: &u64) -> bool {
 }
 
 /// One table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TableEntry {
     /// The name of the value that held the table in the original graph.
     pub name: String,
@@ -119,7 +119,7 @@ mod dtype_name {
 }
 
 /// The content of `manifest.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`FORMAT_VERSION`].
     pub format_version: u32,
