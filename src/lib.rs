@@ -1,6 +1,8 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod comm;
+pub mod ir;
+pub mod ops;
 pub mod plan;
 pub mod store;
 pub mod tensor;

@@ -340,6 +340,13 @@ impl Tensor {
     }
 }
 
+/// An empty `float32` vector.
+impl Default for Tensor {
+    fn default() -> Self {
+        Self::vector::<f32>(Vec::new())
+    }
+}
+
 /// Equal dtype, dims and element bits (so NaN equals itself, and 0.0 differs from -0.0).
 impl PartialEq for Tensor {
     fn eq(&self, other: &Self) -> bool {

@@ -1,0 +1,15 @@
+//! The intermediate representation: graphs of nodes and values on petgraph, edits, the verifier and the text form.
+
+mod attr;
+mod edit;
+mod graph;
+mod model;
+mod node;
+mod types;
+
+pub use attr::{Attr, AttrError, Attrs, Constant, Encoding, Residue, SparseConstant};
+pub use edit::{Edit, EditError};
+pub use graph::{Graph, GraphError, GraphOutput, NodeId, NodeParts, Parts, ValueId};
+pub use model::{Function, Model, Names, OpsetImport, Scope, opset_version};
+pub use node::{Kind, Node, OpName, Output, Use, normal_domain};
+pub use types::{Dim, Type};

@@ -1,0 +1,5 @@
+//! Conversion between element types.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

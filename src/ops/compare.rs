@@ -1,0 +1,5 @@
+//! Comparisons, logic and bitwise ops.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! Joining, splitting and repeating tensors.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

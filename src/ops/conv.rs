@@ -1,0 +1,5 @@
+//! Convolutions.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

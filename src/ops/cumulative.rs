@@ -1,0 +1,5 @@
+//! Running sums and products.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

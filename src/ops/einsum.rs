@@ -1,0 +1,5 @@
+//! Einstein summation.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! Reading elements and rows by index.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

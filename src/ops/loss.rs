@@ -1,0 +1,5 @@
+//! Losses.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

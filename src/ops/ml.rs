@@ -1,0 +1,5 @@
+//! Classical models and encoders of `ai.onnx.ml`.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! Normalisations.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! Pooling.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

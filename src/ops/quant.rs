@@ -1,0 +1,5 @@
+//! Quantisation.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! Random numbers, seeded.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

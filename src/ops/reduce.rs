@@ -1,0 +1,5 @@
+//! Reductions along axes.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! Recurrent networks.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

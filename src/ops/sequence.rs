@@ -1,0 +1,5 @@
+//! Sequences and optionals.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! Fourier transforms and windows.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

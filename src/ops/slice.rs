@@ -1,0 +1,5 @@
+//! Parts of tensors.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! Ops on strings.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

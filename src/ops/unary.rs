@@ -1,0 +1,5 @@
+//! Mathematical functions of one operand.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];

@@ -1,0 +1,5 @@
+//! Regions, boxes and images.
+
+use super::OpDef;
+
+pub(super) const OPS: &[OpDef] = &[];
