@@ -1,0 +1,3 @@
+//! Model files: readers and writers, one module per format. Everything protobuf stays in here.
+
+pub mod onnx;
