@@ -6,6 +6,7 @@ mod infer;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod util;
+mod window;
 
 mod activation;
 mod attention;
