@@ -5,3 +5,4 @@ pub mod proto;
 pub mod sparse;
 pub mod tensor;
 pub mod unknown;
+pub mod value;
