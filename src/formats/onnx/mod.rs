@@ -6,3 +6,4 @@ pub mod read;
 pub mod sparse;
 pub mod tensor;
 pub mod unknown;
+pub mod value;
