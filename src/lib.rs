@@ -5,6 +5,7 @@ pub mod exec;
 pub mod formats;
 pub mod ir;
 pub mod ops;
+pub mod passes;
 pub mod plan;
 pub mod store;
 pub mod tensor;
