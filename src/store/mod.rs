@@ -1,5 +1,21 @@
 //! Stores of table rows. A [`Store`] answers lookups; the wrappers add one property each and are stores themselves.
 
+mod counters;
+mod dedup;
+mod gather;
+mod keys;
+mod layout;
+mod memory;
+mod piece;
+mod request;
+mod sharded;
+mod shards;
+
+pub use dedup::Dedup;
+pub use memory::Memory;
+pub use piece::checksum;
+pub use shards::{Shards, read_manifest};
+
 use crate::tensor::{DType, Shape, Tensor};
 use std::fmt;
 use std::future::Future;
@@ -116,4 +132,12 @@ pub enum StoreError {
     /// Files that are missing, torn or foreign.
     #[error("{0}")]
     Corrupt(String),
+}
+
+/// That every query names a table there is.
+fn check_tables(tables: &[Table], queries: &[Query]) -> Result<(), StoreError> {
+    match queries.iter().find(|q| q.table >= tables.len()) {
+        Some(q) => Err(StoreError::Corrupt(format!("table {} of {}", q.table, tables.len()))),
+        None => Ok(()),
+    }
 }
