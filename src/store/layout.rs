@@ -21,9 +21,10 @@ pub(super) fn tables(manifest: &Manifest) -> Vec<Table> {
 /// # Errors
 /// Strings, and elements that do not fill whole bytes.
 pub(super) fn width(table: &str, dtype: DType, columns: u64) -> Result<usize, StoreError> {
+    // Widths go over the wire as 32 bits.
     let bits = usize::try_from(columns).ok().and_then(|c| c.checked_mul(dtype.bits()));
     match bits {
-        Some(bits) if dtype != DType::String && bits.is_multiple_of(8) => Ok(bits / 8),
+        Some(bits) if dtype != DType::String && bits.is_multiple_of(8) && bits / 8 <= u32::MAX as usize => Ok(bits / 8),
         _ => Err(StoreError::Corrupt(format!("table \"{table}\": {columns} elements of {dtype} do not fill whole bytes"))),
     }
 }

@@ -7,6 +7,7 @@ mod keys;
 mod layout;
 mod memory;
 mod piece;
+pub mod pserver;
 mod request;
 mod sharded;
 mod shards;
@@ -14,7 +15,8 @@ mod shards;
 pub use dedup::Dedup;
 pub use memory::Memory;
 pub use piece::checksum;
-pub use shards::{Shards, read_manifest};
+pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, serve, serve_shards, server_info, stop_server};
+pub use shards::{Shards, open_local, read_manifest};
 
 use crate::tensor::{DType, Shape, Tensor};
 use std::fmt;
@@ -49,7 +51,7 @@ pub struct Query {
 pub type LookupFuture<'a> = Pin<Box<dyn Future<Output = Result<Vec<Tensor>, StoreError>> + Send + 'a>>;
 
 /// Counters of a store since it was opened. A wrapper adds its own to those of the store within.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs)]
 pub struct Stats {
     /// Calls of [`Store::lookup`].

@@ -6,7 +6,6 @@ use crate::tensor::{DType, map_file};
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
 use std::fs::File;
-use std::hash::Hasher;
 use std::io::{self, Read};
 use std::path::Path;
 

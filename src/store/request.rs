@@ -23,6 +23,8 @@ pub(crate) struct Part {
     pub(crate) count: u32,
     /// Whether ids are 8 bytes wide, else 4.
     pub(crate) wide: bool,
+    /// Bytes of a row, of the columns that the peer holds.
+    pub(crate) width: u32,
 }
 
 impl Part {
@@ -66,9 +68,9 @@ pub(crate) fn id_blocks(parts: &[Part]) -> Option<Blocks> {
     blocks(parts.iter().map(|p| (p.count as usize).checked_mul(p.id_bytes())), ID_ALIGN)
 }
 
-/// The blocks of rows of `parts`, where a row of table `t` has `width(t)` bytes; `None` if they have no size.
-pub(crate) fn row_blocks(parts: &[Part], width: impl Fn(u32) -> Option<usize>) -> Option<Blocks> {
-    blocks(parts.iter().map(|p| (p.count as usize).checked_mul(width(p.table)?)), ROW_ALIGN)
+/// The blocks of rows of `parts`; `None` if they have no size.
+pub(crate) fn row_blocks(parts: &[Part]) -> Option<Blocks> {
+    blocks(parts.iter().map(|p| (p.count as usize).checked_mul(p.width as usize)), ROW_ALIGN)
 }
 
 /// The answer to a request.

@@ -148,7 +148,8 @@ impl Sharded {
         }
         for (peer, &count) in counts.iter().enumerate().filter(|(_, c)| **c > 0) {
             routed.parts[peer] = Some(requests[peer].len());
-            requests[peer].push(Part { table: query.table as u32, count, wide: route.wide });
+            let width = route.widths[peer] as u32;
+            requests[peer].push(Part { table: query.table as u32, count, wide: route.wide, width });
         }
         Ok(routed)
     }
@@ -203,8 +204,7 @@ impl Sharded {
         };
         let mut rows: Vec<Option<Answered>> = self.peers.iter().map(|_| None).collect();
         for ((peer, request), mut reply) in requests.into_iter().zip(replies) {
-            let width = |t: u32| Some(self.routes[t as usize].widths[peer]);
-            let sizes = id_blocks(&request.parts).zip(row_blocks(&request.parts, width)).filter(|s| s.1.1 == reply.rows.len());
+            let sizes = id_blocks(&request.parts).zip(row_blocks(&request.parts)).filter(|s| s.1.1 == reply.rows.len());
             let Some(((ids_at, _), (starts, len))) = sizes else {
                 return Err(StoreError::Corrupt(format!(
                     "pserver {peer}: a reply of {} bytes, which is not what was asked for",

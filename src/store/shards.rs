@@ -52,6 +52,15 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest, StoreError> {
     Manifest::parse(&text).map_err(|e| StoreError::Corrupt(format!("\"{}\": {e}", path.display())))
 }
 
+/// A store over all shards of a deployment directory.
+///
+/// # Errors
+/// As [`read_manifest`] and [`Shards::open`].
+pub fn open_local(dir: &Path) -> Result<Arc<dyn Store>, StoreError> {
+    let manifest = Arc::new(read_manifest(dir)?);
+    Ok(Arc::new(Shards::open(dir, manifest, |_| true)?))
+}
+
 impl Shards {
     /// Maps the pieces of `dir` whose shard `wanted` takes. Sizes and headers are checked, contents are not (see
     /// [`Shards::verify`]).
@@ -133,11 +142,6 @@ impl Shards {
     /// The counters so far.
     pub(super) fn stats(&self) -> Stats {
         self.counters.stats()
-    }
-
-    /// Bytes that a row of `table` has here.
-    fn width(&self, table: u32) -> Option<usize> {
-        Some(self.held.get(table as usize)?.width)
     }
 
     /// Writes the rows of `ids` to `out`; positions of absent keys, whose rows are zeros, to `absent`.
@@ -228,10 +232,14 @@ impl Shards {
             return Err(fault.clone());
         }
         let parts: &[Part] = &request.parts;
-        if let Some(p) = parts.iter().find(|p| p.table as usize >= self.held.len()) {
-            return Err(StoreError::Corrupt(format!("table {} of {}", p.table, self.held.len())));
+        for p in parts {
+            let width = self.held.get(p.table as usize).map(|h| h.width);
+            if width != Some(p.width as usize) {
+                let has = width.map_or("no such table".into(), |w| format!("rows of {w} bytes"));
+                return Err(StoreError::Corrupt(format!("table {} with rows of {} bytes was asked for, here is {has}", p.table, p.width)));
+            }
         }
-        let sizes = id_blocks(parts).zip(row_blocks(parts, |t| self.width(t)));
+        let sizes = id_blocks(parts).zip(row_blocks(parts));
         let Some(((ids_at, ids_len), (rows_at, rows_len))) = sizes else {
             return Err(StoreError::Corrupt("a request without a size".into()));
         };

@@ -44,7 +44,8 @@ struct Arriving {
 pub(crate) struct Framed<S, C> {
     stream: S,
     codec: C,
-    limit: usize,
+    read_limit: usize,
+    write_limit: usize,
     inbox: Vec<u8>,
     start: usize,
     end: usize,
@@ -59,12 +60,25 @@ impl<S, C: Codec> Framed<S, C> {
     /// Frames of at most `limit` bytes in both directions.
     pub(crate) fn new(stream: S, codec: C, limit: usize) -> Self {
         let (inbox, outbox) = (vec![0; INBOX], Vec::with_capacity(1024));
-        Self { stream, codec, limit, inbox, start: 0, end: 0, arriving: None, frames_read: 0, outbox, body: Bytes::new(), written: 0 }
+        Self {
+            stream,
+            codec,
+            read_limit: limit,
+            write_limit: limit,
+            inbox,
+            start: 0,
+            end: 0,
+            arriving: None,
+            frames_read: 0,
+            outbox,
+            body: Bytes::new(),
+            written: 0,
+        }
     }
 
-    /// Changes the limit, for the handshake has a lower one.
-    pub(crate) fn set_limit(&mut self, limit: usize) {
-        self.limit = limit;
+    /// Changes the limits, for the handshake has lower ones.
+    pub(crate) fn set_limits(&mut self, read: usize, write: usize) {
+        (self.read_limit, self.write_limit) = (read, write);
     }
 
     /// Which frame is under way, if one has been read in part.
@@ -84,9 +98,9 @@ impl<S, C: Codec> Framed<S, C> {
             return Err(foreign());
         }
         let (head, body) = (word(4) as usize, word(8) as usize);
-        if head > MAX_HEAD || PREFIX + head + body > self.limit {
+        if head > MAX_HEAD || PREFIX + head + body > self.read_limit {
             let size = PREFIX + head + body;
-            return Err(invalid(format!("a frame of {size} bytes (head {head}) is over the limit of {} bytes", self.limit)));
+            return Err(invalid(format!("a frame of {size} bytes (head {head}) is over the limit of {} bytes", self.read_limit)));
         }
         Ok(Some((head, body)))
     }
@@ -197,10 +211,13 @@ impl<S: AsyncWrite + Unpin, C: Codec + Unpin> Sink<C::Out> for Framed<S, C> {
         let head = this.outbox.len() - PREFIX;
         let sized = body.and_then(|body| {
             let size = PREFIX + head + body.len();
-            if head <= MAX_HEAD && size <= this.limit {
+            if head <= MAX_HEAD && size <= this.write_limit {
                 return Ok(body);
             }
-            Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a frame of {size} bytes is over the limit of {} bytes", this.limit)))
+            Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("a frame of {size} bytes is over the limit of {} bytes", this.write_limit),
+            ))
         });
         match sized {
             Ok(body) => {

@@ -10,7 +10,7 @@ mod framed;
 mod hello;
 mod pool;
 
-pub(crate) use fields::{Fields, put_bytes, put_str};
+pub(crate) use fields::{Fields, put_str};
 pub(crate) use framed::{Codec, Framed, PREFIX, invalid};
 pub(crate) use hello::{Hello, Identity, Role};
 pub(crate) use pool::Pooled;

@@ -39,6 +39,11 @@ impl Pooled {
         Self { lines: bytemuck::zeroed_vec(need), len }
     }
 
+    /// Leaves the first `len` bytes, if there are more.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// The buffer as shared bytes; it goes back to the pool with the last of them.
     pub(crate) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
