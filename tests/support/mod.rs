@@ -34,6 +34,8 @@ pub fn source(name: &'static str, dtype: DType, shape: &[usize], sharding: Shard
     let numbers = Tensor::new(shape, (0..n).map(|i| (i % modulus) as f32).collect()).unwrap();
     let values = if dtype == DType::Bool {
         Tensor::new(shape, (0..n).map(|i| i % 3 == 0).collect()).unwrap()
+    } else if dtype == DType::F8E8M0 {
+        Tensor::from_bytes(dtype, shape, (0..n).map(|i| (i % modulus) as u8).collect::<Vec<u8>>()).unwrap()
     } else {
         cast(&numbers, dtype).unwrap()
     };
