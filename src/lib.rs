@@ -9,3 +9,4 @@ pub mod passes;
 pub mod plan;
 pub mod store;
 pub mod tensor;
+pub mod wire;
