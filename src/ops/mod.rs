@@ -3,6 +3,7 @@
 
 mod args;
 mod infer;
+mod movement;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod util;
