@@ -25,6 +25,7 @@ mod matmul;
 mod microsoft;
 mod ml;
 mod norm;
+mod pad;
 mod pool;
 mod quant;
 mod random;
@@ -40,6 +41,7 @@ mod slice;
 mod softmax;
 mod text;
 mod training;
+mod transpose;
 mod unary;
 mod variadic;
 mod vision;
@@ -209,6 +211,7 @@ const FAMILIES: &[&[OpDef]] = &[
     microsoft::OPS,
     ml::OPS,
     norm::OPS,
+    pad::OPS,
     pool::OPS,
     quant::OPS,
     random::OPS,
@@ -224,6 +227,7 @@ const FAMILIES: &[&[OpDef]] = &[
     softmax::OPS,
     text::OPS,
     training::OPS,
+    transpose::OPS,
     unary::OPS,
     variadic::OPS,
     vision::OPS,

@@ -339,8 +339,7 @@ impl Movement for AxisMaps {
         }
         let by = strides(&self.from);
         // The longest run that is copied as it lies; the ends go element by element.
-        let lo = last.iter().position(|&m| m != OUTSIDE).unwrap_or(last.len());
-        let lo = (lo..last.len()).find(|&i| i + 1 == last.len() || last[i + 1] == last[i].wrapping_add(1)).unwrap_or(last.len());
+        let lo = last.windows(2).position(|w| w[0] != OUTSIDE && w[1] == w[0] + 1).unwrap_or(last.len());
         let hi = (lo..last.len()).take_while(|&i| last[i] == last[lo].wrapping_add(i - lo)).last().map_or(lo, |i| i + 1);
         for_each_chunk(out, last.len(), |row, out| {
             let mut rest = row;

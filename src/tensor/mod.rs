@@ -178,7 +178,7 @@ impl Tensor {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        checked_len(&self.shape).unwrap_or_default()
     }
 
     /// Whether there are no elements.
