@@ -30,6 +30,7 @@ mod pool;
 mod quant;
 mod random;
 mod reduce;
+pub mod remote;
 mod resize;
 mod rnn;
 mod scatter;
@@ -39,6 +40,7 @@ mod shape;
 mod signal;
 mod slice;
 mod softmax;
+mod sparse;
 mod text;
 mod training;
 mod transpose;
@@ -48,6 +50,7 @@ mod vision;
 
 pub use args::{Args, OpCtx};
 pub use infer::{Fact, InferCtx, broadcast_dims};
+pub use sparse::densify;
 
 use crate::ir::{AttrError, OpName};
 use crate::tensor::{TensorError, Value};
@@ -216,6 +219,7 @@ const FAMILIES: &[&[OpDef]] = &[
     quant::OPS,
     random::OPS,
     reduce::OPS,
+    remote::OPS,
     resize::OPS,
     rnn::OPS,
     scatter::OPS,
