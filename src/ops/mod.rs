@@ -3,6 +3,7 @@
 
 mod args;
 mod infer;
+mod movement;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod util;
@@ -24,6 +25,7 @@ mod matmul;
 mod microsoft;
 mod ml;
 mod norm;
+mod pad;
 mod pool;
 mod quant;
 mod random;
@@ -41,6 +43,7 @@ mod softmax;
 mod sparse;
 mod text;
 mod training;
+mod transpose;
 mod unary;
 mod variadic;
 mod vision;
@@ -211,6 +214,7 @@ const FAMILIES: &[&[OpDef]] = &[
     microsoft::OPS,
     ml::OPS,
     norm::OPS,
+    pad::OPS,
     pool::OPS,
     quant::OPS,
     random::OPS,
@@ -227,6 +231,7 @@ const FAMILIES: &[&[OpDef]] = &[
     softmax::OPS,
     text::OPS,
     training::OPS,
+    transpose::OPS,
     unary::OPS,
     variadic::OPS,
     vision::OPS,

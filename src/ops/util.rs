@@ -34,6 +34,17 @@ pub fn axes(list: &[i64], rank: usize) -> Result<Vec<usize>, OpError> {
     Ok(out)
 }
 
+/// An index in `-n..n` as a position.
+pub fn position(index: i64, n: usize) -> Option<usize> {
+    let n = n as i64;
+    (-n..n).contains(&index).then_some(if index < 0 { index + n } else { index } as usize)
+}
+
+/// The number of positions of some dims of a tensor. It may wrap where another dim is 0, for then there are no elements.
+pub fn product(dims: &[usize]) -> usize {
+    dims.iter().fold(1, |n, &d| usize::wrapping_mul(n, d))
+}
+
 /// The shape that all broadcast to.
 ///
 /// # Errors
