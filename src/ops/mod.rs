@@ -2,9 +2,11 @@
 //! and execution all follow from the record.
 
 mod args;
+mod gemm;
 mod infer;
 #[cfg(test)]
 pub(crate) mod testing;
+mod rows;
 pub mod util;
 
 mod activation;
