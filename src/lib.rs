@@ -1,6 +1,7 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod comm;
+pub mod exec;
 pub mod formats;
 pub mod ir;
 pub mod ops;

@@ -30,6 +30,7 @@ mod pool;
 mod quant;
 mod random;
 mod reduce;
+pub mod remote;
 mod resize;
 mod rnn;
 mod scatter;
@@ -39,6 +40,7 @@ mod shape;
 mod signal;
 mod slice;
 mod softmax;
+mod sparse;
 mod text;
 mod training;
 mod unary;
@@ -47,6 +49,7 @@ mod vision;
 
 pub use args::{Args, OpCtx};
 pub use infer::{Fact, InferCtx, broadcast_dims};
+pub use sparse::densify;
 
 use crate::ir::{AttrError, OpName};
 use crate::tensor::{TensorError, Value};
@@ -214,6 +217,7 @@ const FAMILIES: &[&[OpDef]] = &[
     quant::OPS,
     random::OPS,
     reduce::OPS,
+    remote::OPS,
     resize::OPS,
     rnn::OPS,
     scatter::OPS,

@@ -1,4 +1,9 @@
 //! ONNX files: models, and the tensors and values of test data.
 
+pub mod external;
 pub mod proto;
+pub mod read;
+pub mod sparse;
+pub mod tensor;
 pub mod unknown;
+pub mod value;
