@@ -2,10 +2,12 @@
 //! and execution all follow from the record.
 
 mod args;
+mod gemm;
 mod infer;
 mod movement;
 #[cfg(test)]
 pub(crate) mod testing;
+mod rows;
 pub mod util;
 
 mod activation;

@@ -2,7 +2,7 @@
 
 use super::OpError;
 use crate::invalid;
-use crate::tensor::{Shape, broadcast_shapes, strides};
+use crate::tensor::{DType, Shape, Tensor, broadcast_shapes, cast, strides};
 use rayon::prelude::*;
 
 /// Elements below which a loop is not worth a second thread. Fixed, so that the thread count never changes a result.
@@ -112,4 +112,33 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &m
     } else {
         out.par_chunks_mut(chunk).with_min_len(GRAIN.div_ceil(chunk)).enumerate().for_each(|(i, c)| f(i, c));
     }
+}
+
+/// The tensor in the type in which floats are computed: halves as `float32`, the others as they are.
+///
+/// # Errors
+/// The tensor is a stand-in.
+pub fn widen(t: &Tensor) -> Result<Tensor, OpError> {
+    match t.dtype() {
+        DType::F16 | DType::BF16 => Ok(cast(t, DType::F32)?),
+        _ => Ok(t.clone().aligned()),
+    }
+}
+
+/// Runs an expression with `$t` bound to `f32` or `f64`: for kernels whose halves are widened (see [`widen`]).
+#[macro_export]
+macro_rules! dispatch_wide {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::tensor::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::tensor::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            other => $crate::invalid!("expected floating-point elements, found {other}"),
+        }
+    };
 }
