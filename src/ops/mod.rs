@@ -5,10 +5,11 @@ mod args;
 mod gemm;
 mod infer;
 mod movement;
+mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
-mod rows;
 pub mod util;
+mod window;
 
 mod activation;
 mod attention;
