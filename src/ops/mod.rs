@@ -2,7 +2,9 @@
 //! and execution all follow from the record.
 
 mod args;
+pub mod elementwise;
 mod infer;
+pub mod math;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod util;

@@ -1,9 +1,17 @@
 //! Conversion between dtypes, and the packing of sub-byte elements.
 
 use super::{
-    Complex32, Complex64, DType, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, Tensor, TensorError, bf16, f4e2m1_from_f32,
+    Complex32, Complex64, DType, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, Storage, Tensor, TensorError, bf16, f4e2m1_from_f32,
     f4e2m1_to_f32, f16,
 };
+use std::sync::Arc;
+
+impl Tensor {
+    /// Whether the elements are owned and nobody else holds them: then [`Tensor::into_vec`] copies nothing.
+    pub fn is_unique(&self) -> bool {
+        matches!(&self.storage, Storage::Owned(buffer) if Arc::strong_count(buffer) == 1)
+    }
+}
 
 /// Unpacks the `bits`-wide (2 or 4) codes of `len` elements, low bits first.
 pub fn unpack_bits(bytes: &[u8], bits: usize, len: usize) -> Vec<u8> {
