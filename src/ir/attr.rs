@@ -18,11 +18,8 @@ pub enum Encoding {
     Raw,
     /// A field of the elements' own type inside the model file.
     Typed,
-    /// Bytes in another file.
-    External {
-        /// Path relative to the model.
-        location: String,
-    },
+    /// Bytes in another file, with the keys and values that say where (ONNX: `location`, `offset`, `length`, …).
+    External(Vec<(String, String)>),
 }
 
 /// A constant: elements, and how its file stores them.
@@ -217,6 +214,11 @@ impl Attrs {
             Some(entry) => entry.value = value,
             None => self.0.push(Entry { name: name.to_owned(), value, residue: Residue::default() }),
         }
+    }
+
+    /// Adds an attribute of a file with what else the file says of it.
+    pub(crate) fn push(&mut self, name: String, value: Attr, residue: Residue) {
+        self.0.push(Entry { name, value, residue });
     }
 
     /// Takes an attribute out.

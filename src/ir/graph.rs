@@ -498,6 +498,24 @@ impl Graph {
         }
     }
 
+    /// Replaces attribute references here and in bodies; one that stands for nothing is taken away.
+    pub(super) fn resolve_refs(&mut self, get: &dyn Fn(&str) -> Option<Attr>) {
+        for id in self.order.clone() {
+            let attrs = &mut self.node_mut(id).attrs;
+            let mut gone = Vec::new();
+            for (name, value) in attrs.iter_mut() {
+                if let Attr::Ref(to) = value {
+                    match get(to) {
+                        Some(v) => *value = v,
+                        None => gone.push(name.to_owned()),
+                    }
+                }
+                value.graphs_mut().iter_mut().for_each(|g| g.resolve_refs(get));
+            }
+            gone.iter().for_each(|name| drop(attrs.remove(name)));
+        }
+    }
+
     /// Renames what the bodies of a node capture.
     pub(super) fn rename_captured(&mut self, id: NodeId, old: &str, new: &str) {
         for (_, attr) in self.node_mut(id).attrs.iter_mut() {

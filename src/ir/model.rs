@@ -37,6 +37,15 @@ pub struct Function {
     pub residue: Residue,
 }
 
+impl Function {
+    /// The body with the references to attributes replaced by those of a call, or by their defaults.
+    pub fn instantiate(&self, call: &Attrs) -> Graph {
+        let mut graph = self.graph.clone();
+        graph.resolve_refs(&|name| call.get(name).or_else(|| self.defaults.get(name)).cloned());
+        graph
+    }
+}
+
 /// A model.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
@@ -52,6 +61,8 @@ pub struct Model {
     pub functions: Vec<Function>,
     /// Names that parts of the file use which the IR does not model (training info): they are kept alive.
     pub pinned: BTreeSet<String>,
+    /// A field of the file that this build does not know; such a model can be run but not written back.
+    pub unknown_field: Option<String>,
     /// What else the file says.
     pub residue: Residue,
 }

@@ -2,7 +2,7 @@
 
 use super::elementwise::map;
 use super::infer::same;
-use super::math::Real;
+use super::math::Math;
 use super::{Args, Kernel, OpCtx, OpDef, OpError, one};
 use crate::tensor::{DType, Element, Float, Number, Tensor};
 use crate::{dispatch_float, dispatch_number, invalid};
@@ -64,8 +64,8 @@ fn selu(cx: &OpCtx) -> Result<Kernel, OpError> {
 
 fn gelu(cx: &OpCtx) -> Result<Kernel, OpError> {
     match cx.attrs.string_or("approximate", "none")? {
-        "none" => float!(x => Real::gelu(x)),
-        "tanh" => float!(x => Real::gelu_tanh(x)),
+        "none" => float!(x => Math::gelu(x)),
+        "tanh" => float!(x => Math::gelu_tanh(x)),
         other => invalid!("attribute \"approximate\": expected none or tanh, found {other}"),
     }
 }
@@ -85,15 +85,15 @@ fn leaky_relu(cx: &OpCtx) -> Result<Kernel, OpError> {
 }
 
 fn mish(_: &OpCtx) -> Result<Kernel, OpError> {
-    float!(x => x * Real::tanh(Real::softplus(x)))
+    float!(x => x * Math::tanh(Math::softplus(x)))
 }
 
 fn sigmoid(_: &OpCtx) -> Result<Kernel, OpError> {
-    float!(x => Real::sigmoid(x))
+    float!(x => Math::sigmoid(x))
 }
 
 fn softplus(_: &OpCtx) -> Result<Kernel, OpError> {
-    float!(x => Real::softplus(x))
+    float!(x => Math::softplus(x))
 }
 
 fn softsign(_: &OpCtx) -> Result<Kernel, OpError> {
@@ -102,7 +102,7 @@ fn softsign(_: &OpCtx) -> Result<Kernel, OpError> {
 
 fn swish(cx: &OpCtx) -> Result<Kernel, OpError> {
     let alpha = cx.attrs.float_or("alpha", 1.0)?;
-    float!(x, alpha => x * Real::sigmoid(alpha * x))
+    float!(x, alpha => x * Math::sigmoid(alpha * x))
 }
 
 fn thresholded_relu(cx: &OpCtx) -> Result<Kernel, OpError> {

@@ -192,7 +192,7 @@ fn infer_as(cx: &InferCtx, to: Option<DType>) -> Result<Vec<Fact>, OpError> {
 
 fn infer_cast(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let mut facts = infer_as(cx, Some(target(&cx.op)?))?;
-    if cx.op.op.name == "BitCast" {
+    if &*cx.op.op.name == "BitCast" {
         facts[0].dims = None;
     }
     Ok(facts)

@@ -2,7 +2,7 @@
 //! them become vector code and every machine computes the same bits.
 
 /// A float that ops compute in.
-pub trait Real: Copy {
+pub trait Math: Copy {
     /// e to the power of `x`.
     fn exp(x: Self) -> Self;
     /// Hyperbolic tangent.
@@ -15,7 +15,7 @@ pub trait Real: Copy {
     fn softplus(x: Self) -> Self;
     /// `x` times the normal distribution's cumulative function.
     fn gelu(x: Self) -> Self;
-    /// [`Real::gelu`] as approximated by tanh.
+    /// [`Math::gelu`] as approximated by tanh.
     fn gelu_tanh(x: Self) -> Self;
 }
 
@@ -23,7 +23,7 @@ macro_rules! derived {
     ($t:ty) => {
         #[inline]
         fn sigmoid(x: $t) -> $t {
-            let e = <Self as Real>::exp(-x.abs());
+            let e = <Self as Math>::exp(-x.abs());
             let numerator = if x < 0.0 { e } else { 1.0 };
             numerator / (1.0 + e)
         }
@@ -31,22 +31,22 @@ macro_rules! derived {
         fn softplus(x: $t) -> $t {
             // Not `max`, which would lose NaN.
             let positive = if x < 0.0 { 0.0 } else { x };
-            positive + <Self as Real>::exp(-x.abs()).ln_1p()
+            positive + <Self as Math>::exp(-x.abs()).ln_1p()
         }
         #[inline]
         fn gelu(x: $t) -> $t {
-            0.5 * x * (1.0 + <Self as Real>::erf(x * (0.5 as $t).sqrt()))
+            0.5 * x * (1.0 + <Self as Math>::erf(x * (0.5 as $t).sqrt()))
         }
         #[inline]
         fn gelu_tanh(x: $t) -> $t {
             // sqrt(2 / pi)
             const SCALE: $t = 0.797_884_560_802_865_4 as $t;
-            0.5 * x * (1.0 + <Self as Real>::tanh(SCALE * (x + 0.044_715 * x * x * x)))
+            0.5 * x * (1.0 + <Self as Math>::tanh(SCALE * (x + 0.044_715 * x * x * x)))
         }
     };
 }
 
-impl Real for f64 {
+impl Math for f64 {
     #[inline]
     fn exp(x: f64) -> f64 {
         x.exp()
@@ -68,7 +68,7 @@ fn poly<const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
     coefficients.into_iter().fold(0.0, |y, c| y * x + c)
 }
 
-impl Real for f32 {
+impl Math for f32 {
     /// Within 2 units in the last place. `exp(n ln 2 + r)`, with the power of two put in by its bits.
     #[inline]
     fn exp(x: f32) -> f32 {
@@ -95,7 +95,7 @@ impl Real for f32 {
         let a = x.abs();
         let z = x * x;
         let small = poly(z, [-5.704_988_7e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1]) * z * x + x;
-        let large = (1.0 - 2.0 / (<Self as Real>::exp(2.0 * a) + 1.0)).copysign(x);
+        let large = (1.0 - 2.0 / (<Self as Math>::exp(2.0 * a) + 1.0)).copysign(x);
         if a < 0.625 { small } else { large }
     }
 
@@ -111,7 +111,7 @@ impl Real for f32 {
             1.615_045e-6, -4.561_102e-5, 5.929_505_6e-4, -4.741_118e-3, 2.636_741_5e-2, -1.099_833e-1, -6.319_313_6e-1,
             -1.130_170_3, 3.041_767_6e-4,
         ]);
-        let large = 1.0 - <Self as Real>::exp(log);
+        let large = 1.0 - <Self as Math>::exp(log);
         (if a < 0.95 { small } else { large }).copysign(x)
     }
     derived!(f32);
@@ -132,24 +132,24 @@ mod tests {
 
     #[test]
     fn single_precision_is_accurate() {
-        check("exp", Real::exp, f64::exp, 87.0);
-        check("tanh", Real::tanh, f64::tanh, 12.0);
-        check("erf", Real::erf, libm::erf, 6.0);
-        check("sigmoid", Real::sigmoid, |x| 1.0 / (1.0 + (-x).exp()), 80.0);
+        check("exp", Math::exp, f64::exp, 87.0);
+        check("tanh", Math::tanh, f64::tanh, 12.0);
+        check("erf", Math::erf, libm::erf, 6.0);
+        check("sigmoid", Math::sigmoid, |x| 1.0 / (1.0 + (-x).exp()), 80.0);
     }
 
     #[test]
     fn the_ends_are_exact() {
-        assert_eq!(<f32 as Real>::exp(f32::INFINITY), f32::INFINITY);
-        assert_eq!(<f32 as Real>::exp(88.8), f32::INFINITY);
-        assert_eq!(<f32 as Real>::exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(<f32 as Real>::exp(0.0), 1.0);
-        assert!((<f32 as Real>::exp(-100.0) - 3.78e-44).abs() < 2e-45);
-        assert_eq!(<f32 as Real>::tanh(f32::NEG_INFINITY), -1.0);
-        assert_eq!(<f32 as Real>::erf(f32::INFINITY), 1.0);
-        assert_eq!(<f32 as Real>::sigmoid(-200.0), 0.0);
-        assert_eq!(<f32 as Real>::softplus(1000.0), 1000.0);
-        for f in [Real::exp, Real::tanh, Real::erf, Real::sigmoid, Real::softplus, Real::gelu] as [fn(f32) -> f32; 6] {
+        assert_eq!(<f32 as Math>::exp(f32::INFINITY), f32::INFINITY);
+        assert_eq!(<f32 as Math>::exp(88.8), f32::INFINITY);
+        assert_eq!(<f32 as Math>::exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(<f32 as Math>::exp(0.0), 1.0);
+        assert!((<f32 as Math>::exp(-100.0) - 3.78e-44).abs() < 2e-45);
+        assert_eq!(<f32 as Math>::tanh(f32::NEG_INFINITY), -1.0);
+        assert_eq!(<f32 as Math>::erf(f32::INFINITY), 1.0);
+        assert_eq!(<f32 as Math>::sigmoid(-200.0), 0.0);
+        assert_eq!(<f32 as Math>::softplus(1000.0), 1000.0);
+        for f in [Math::exp, Math::tanh, Math::erf, Math::sigmoid, Math::softplus, Math::gelu] as [fn(f32) -> f32; 6] {
             assert!(f(f32::NAN).is_nan());
         }
     }

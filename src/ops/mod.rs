@@ -3,11 +3,15 @@
 
 mod args;
 pub mod elementwise;
+mod gemm;
 mod infer;
 pub mod math;
+mod movement;
+mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod util;
+mod window;
 
 mod activation;
 mod attention;
@@ -26,10 +30,12 @@ mod matmul;
 mod microsoft;
 mod ml;
 mod norm;
+mod pad;
 mod pool;
 mod quant;
 mod random;
 mod reduce;
+pub mod remote;
 mod resize;
 mod rnn;
 mod scatter;
@@ -39,14 +45,17 @@ mod shape;
 mod signal;
 mod slice;
 mod softmax;
+mod sparse;
 mod text;
 mod training;
+mod transpose;
 mod unary;
 mod variadic;
 mod vision;
 
 pub use args::{Args, OpCtx};
 pub use infer::{Fact, InferCtx, broadcast_dims};
+pub use sparse::densify;
 
 use crate::ir::{AttrError, OpName};
 use crate::tensor::{TensorError, Value};
@@ -210,10 +219,12 @@ const FAMILIES: &[&[OpDef]] = &[
     microsoft::OPS,
     ml::OPS,
     norm::OPS,
+    pad::OPS,
     pool::OPS,
     quant::OPS,
     random::OPS,
     reduce::OPS,
+    remote::OPS,
     resize::OPS,
     rnn::OPS,
     scatter::OPS,
@@ -225,6 +236,7 @@ const FAMILIES: &[&[OpDef]] = &[
     softmax::OPS,
     text::OPS,
     training::OPS,
+    transpose::OPS,
     unary::OPS,
     variadic::OPS,
     vision::OPS,

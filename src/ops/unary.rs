@@ -2,7 +2,7 @@
 
 use super::elementwise::map;
 use super::infer::same;
-use super::math::Real;
+use super::math::Math;
 use super::{Kernel, OpCtx, OpDef, OpError, one};
 use crate::tensor::{DType, Float, Number};
 use crate::{dispatch_float, dispatch_number, invalid};
@@ -61,8 +61,8 @@ float! {
     ceil: x => x.ceil();
     cos: x => x.cos();
     cosh: x => x.cosh();
-    erf: x => Real::erf(x);
-    exp: x => Real::exp(x);
+    erf: x => Math::erf(x);
+    exp: x => Math::exp(x);
     floor: x => x.floor();
     log: x => x.ln();
     reciprocal: x => 1.0 / x;
@@ -71,7 +71,7 @@ float! {
     sinh: x => x.sinh();
     sqrt: x => x.sqrt();
     tan: x => x.tan();
-    tanh: x => Real::tanh(x);
+    tanh: x => Math::tanh(x);
 }
 
 fn no_float<T>(found: DType) -> Result<T, OpError> {

@@ -144,8 +144,7 @@ impl Tensor {
     }
 
     fn relabel<T: Element + bytemuck::NoUninit, U: Element>(shape: Shape, data: Vec<T>) -> Result<Self, TensorError> {
-        let owned =
-            U::vec_from_bytes(bytemuck::cast_slice(&data)).ok_or_else(|| TensorError::Shape(format!("bytes are no valid {}", U::DTYPE)))?;
+        let owned = U::vec_from_words(data).ok_or_else(|| TensorError::Shape(format!("bytes are no valid {}", U::DTYPE)))?;
         Self::new(shape, owned)
     }
 
@@ -179,7 +178,7 @@ impl Tensor {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        checked_len(&self.shape).unwrap_or_default()
     }
 
     /// Whether there are no elements.

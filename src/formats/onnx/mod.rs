@@ -2,6 +2,9 @@
 
 pub mod external;
 pub mod proto;
+pub mod read;
 pub mod sparse;
 pub mod tensor;
 pub mod unknown;
+pub mod value;
+pub mod write;

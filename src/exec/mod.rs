@@ -1,0 +1,37 @@
+//! Running graphs: a model is compiled once into a [`Session`], which then runs on any number of inputs.
+
+mod control;
+mod host;
+mod plan;
+mod profile;
+mod scheduler;
+mod session;
+
+pub use profile::Profile;
+pub use session::{Options, Session};
+
+/// Why a model cannot be run, or a run failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExecError {
+    /// A node of the model.
+    #[error("node \"{node}\" ({op}): {detail}")]
+    Node {
+        /// Its name, or its first output's.
+        node: String,
+        /// Its op.
+        op: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The model as a whole.
+    #[error("{0}")]
+    Model(String),
+    /// What the caller gave.
+    #[error("input \"{name}\": {detail}")]
+    Input {
+        /// The input's name.
+        name: String,
+        /// What is wrong.
+        detail: String,
+    },
+}

@@ -1,0 +1,435 @@
+//! Compiling a graph into a plan: steps in the order in which they start, over numbered slots. Lookups and what they need
+//! come first, what depends on them last, so that they overlap the rest.
+
+use super::ExecError;
+use super::host::{self, HostStep};
+use crate::ir::{Attrs, Graph, Kind, Model, NodeId, OpName, OpsetImport, Type, ValueId, opset_version};
+use crate::ops::{self, Args, Kernel, OpCtx, OpDef, Run};
+use crate::tensor::{Tensor, Value};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Where a step finds an operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    /// A constant of the plan.
+    Const(usize),
+    /// A slot of the run.
+    Slot(usize),
+}
+
+pub(super) enum Action {
+    /// A pure step.
+    Kernel(Kernel),
+    If {
+        then_branch: Body,
+        else_branch: Body,
+    },
+    Loop(Body),
+    Scan {
+        body: Body,
+        attrs: super::control::ScanAttrs,
+    },
+    SequenceMap(Body),
+    /// A call of a function of the model.
+    Call(Arc<Plan>),
+    /// A lookup or a collective.
+    Host(HostStep),
+}
+
+/// A body with what it reads of the graphs around it.
+pub(super) struct Body {
+    pub(super) plan: Plan,
+    /// Where the captured values are in the plan around it; they follow the body's own inputs.
+    pub(super) captures: Vec<Source>,
+}
+
+pub(super) struct Step {
+    pub(super) action: Action,
+    pub(super) label: String,
+    pub(super) op: OpName,
+    pub(super) inputs: Vec<Option<Source>>,
+    pub(super) outputs: Vec<Option<usize>>,
+    /// Operand positions whose slot no later step reads: the value is moved, not shared.
+    pub(super) last: Vec<bool>,
+    /// Slots that are dead after this step.
+    pub(super) free: Vec<usize>,
+}
+
+/// A compiled graph.
+#[derive(Default)]
+pub(super) struct Plan {
+    pub(super) steps: Vec<Step>,
+    pub(super) constants: Vec<Value>,
+    pub(super) slots: usize,
+    /// Slots of the inputs, then of the captures.
+    pub(super) inputs: Vec<usize>,
+    pub(super) input_names: Vec<String>,
+    pub(super) input_types: Vec<Option<Type>>,
+    /// Defaults of inputs that the caller may leave out.
+    pub(super) defaults: Vec<Option<Value>>,
+    pub(super) outputs: Vec<Source>,
+    pub(super) output_names: Vec<String>,
+    pub(super) output_types: Vec<Option<Type>>,
+    /// Steps in this plan and in all that it runs, each as often as one run of its caller starts it.
+    pub(super) weight: u64,
+    /// Whether some step, here or within, waits for a store or for other ranks.
+    pub(super) waits: bool,
+}
+
+/// Steps that calls of functions may expand to.
+const MAX_WEIGHT: u64 = 20_000_000;
+/// Bytes of constants that are folded when a plan is compiled.
+const FOLD_BYTES: usize = 1 << 26;
+
+pub(super) struct Compiler<'m> {
+    model: &'m Model,
+    /// Functions being compiled, to find one that calls itself.
+    stack: Vec<(String, String, String)>,
+    /// Plans of functions that are called without attributes.
+    functions: HashMap<OpName, Arc<Plan>>,
+}
+
+fn node_error(graph: &Graph, id: NodeId, detail: impl ToString) -> ExecError {
+    let node = graph.node(id);
+    ExecError::Node { node: node.label().to_owned(), op: node.op().map(OpName::to_string).unwrap_or_default(), detail: detail.to_string() }
+}
+
+impl<'m> Compiler<'m> {
+    pub(super) fn new(model: &'m Model) -> Self {
+        Self { model, stack: Vec::new(), functions: HashMap::new() }
+    }
+
+    pub(super) fn main(&mut self) -> Result<Plan, ExecError> {
+        self.graph(&self.model.graph, &self.model.opset_imports)
+    }
+
+    fn graph(&mut self, graph: &Graph, opsets: &[OpsetImport]) -> Result<Plan, ExecError> {
+        let order = schedule(graph)?;
+        let mut plan = Plan::default();
+        let mut sources: HashMap<ValueId, Source> = HashMap::new();
+        for &id in graph.inputs().iter().chain(graph.captures()) {
+            let node = graph.node(id);
+            let default = match &node.kind {
+                Kind::Input(Some(c)) => Some(Value::Tensor(c.tensor.clone().aligned())),
+                _ => None,
+            };
+            sources.insert(id.value(0), Source::Slot(plan.slots));
+            plan.inputs.push(plan.slots);
+            plan.slots += 1;
+            plan.input_names.push(node.outputs[0].name.clone());
+            plan.input_types.push(node.outputs[0].ty.clone());
+            plan.defaults.push(default);
+        }
+        for &id in graph.params() {
+            let node = graph.node(id);
+            let tensor = match &node.kind {
+                Kind::Param(c) => c.tensor.clone(),
+                Kind::Sparse(s) => crate::ops::densify(s).map_err(|e| ExecError::Model(format!("tensor \"{}\": {e}", node.label())))?,
+                _ => continue,
+            };
+            let aligned = if only_by_bytes(graph, id) { tensor } else { tensor.aligned() };
+            sources.insert(id.value(0), Source::Const(plan.constants.len()));
+            plan.constants.push(Value::Tensor(aligned));
+        }
+        for id in order {
+            self.node(graph, id, opsets, &mut plan, &mut sources)?;
+        }
+        for output in graph.outputs() {
+            plan.outputs.push(sources[&output.value]);
+            plan.output_names.push(graph.name_of(output.value).to_owned());
+            plan.output_types.push(output.ty.clone());
+        }
+        plan.mark_last_uses();
+        if plan.weight > MAX_WEIGHT {
+            return Err(ExecError::Model(format!("its functions expand to more than {MAX_WEIGHT} steps")));
+        }
+        Ok(plan)
+    }
+
+    fn node(
+        &mut self,
+        graph: &Graph,
+        id: NodeId,
+        opsets: &[OpsetImport],
+        plan: &mut Plan,
+        sources: &mut HashMap<ValueId, Source>,
+    ) -> Result<(), ExecError> {
+        let node = graph.node(id);
+        let Some(op) = node.op() else { return Ok(()) };
+        let inputs: Vec<Option<Source>> = node.inputs().iter().map(|v| v.map(|v| sources[&v])).collect();
+        let wanted: Vec<bool> = node.outputs.iter().map(|o| !o.name.is_empty()).collect();
+        let (action, weight, waits) = if self.model.function(op).is_some() {
+            let called = self.function(op, &node.attrs).map_err(|e| within(graph, id, e))?;
+            if called.inputs.len() < inputs.len() || called.outputs.len() < node.outputs.len() {
+                let detail = format!("the function takes {} inputs and {} outputs", called.inputs.len(), called.outputs.len());
+                return Err(node_error(graph, id, detail));
+            }
+            (Action::Call(called.clone()), called.weight, called.waits)
+        } else {
+            let def = ops::find(op).ok_or_else(|| node_error(graph, id, "this build has no kernel for the op"))?;
+            let version = self.version(def, op, opsets).map_err(|d| node_error(graph, id, d))?;
+            check_arity(def, node.inputs().len(), node.outputs.len()).map_err(|d| node_error(graph, id, d))?;
+            match def.run {
+                Run::Control => self.control(graph, id, opsets, version, sources, plan)?,
+                Run::Host => (Action::Host(host::build(op, &node.attrs, inputs.len()).map_err(|e| node_error(graph, id, e))?), 1, true),
+                Run::Kernel(build) => {
+                    let constants: Vec<Option<&Tensor>> = inputs.iter().map(|s| constant(plan, *s)).collect();
+                    let cx = OpCtx { op, attrs: &node.attrs, version, inputs: inputs.len(), outputs: &wanted, constants: &constants };
+                    let kernel = build(&cx).map_err(|e| node_error(graph, id, e))?;
+                    if def.pure
+                        && let Some(values) = fold(&kernel, plan, &inputs)
+                        && values.len() >= node.outputs.len()
+                    {
+                        for (slot, value) in values.into_iter().enumerate().take(node.outputs.len()) {
+                            sources.insert(id.value(slot as u32), Source::Const(plan.constants.len()));
+                            plan.constants.push(value);
+                        }
+                        return Ok(());
+                    }
+                    (Action::Kernel(kernel), 1, false)
+                }
+            }
+        };
+        let mut outputs = Vec::with_capacity(node.outputs.len());
+        for (slot, wanted) in wanted.iter().enumerate() {
+            outputs.push(wanted.then(|| {
+                sources.insert(id.value(slot as u32), Source::Slot(plan.slots));
+                plan.slots += 1;
+                plan.slots - 1
+            }));
+        }
+        plan.weight = plan.weight.saturating_add(weight);
+        plan.waits |= waits;
+        let (last, label) = (vec![false; inputs.len()], node.label().to_owned());
+        plan.steps.push(Step { action, label, op: op.clone(), inputs, outputs, last, free: Vec::new() });
+        Ok(())
+    }
+
+    fn version(&self, def: &OpDef, op: &OpName, opsets: &[OpsetImport]) -> Result<i64, String> {
+        let version = match opset_version(opsets, &op.domain) {
+            0 if op.domain.is_empty() => return Err("the model imports no opset of domain \"\"".into()),
+            0 => *def.versions.last().unwrap_or(&1),
+            v => v,
+        };
+        match def.versions.first() {
+            Some(&first) if version < first => Err(format!("the op exists since opset {first}, the model imports {version}")),
+            _ => Ok(version),
+        }
+    }
+
+    fn function(&mut self, op: &OpName, attrs: &Attrs) -> Result<Arc<Plan>, ExecError> {
+        if attrs.is_empty()
+            && let Some(plan) = self.functions.get(op)
+        {
+            return Ok(plan.clone());
+        }
+        let Some(function) = self.model.function(op) else { return Err(ExecError::Model(format!("no function {op}"))) };
+        let key = (function.domain.clone(), function.name.clone(), function.overload.clone());
+        if self.stack.contains(&key) {
+            return Err(ExecError::Model(format!("function \"{}\" calls itself", function.name)));
+        }
+        if self.stack.len() > 100 {
+            return Err(ExecError::Model("functions call each other more than 100 deep".into()));
+        }
+        self.stack.push(key);
+        let body = function.instantiate(attrs);
+        let opsets = if function.opset_imports.is_empty() { &self.model.opset_imports } else { &function.opset_imports };
+        let plan = self.graph(&body, opsets);
+        self.stack.pop();
+        let plan = Arc::new(plan?);
+        if attrs.is_empty() {
+            self.functions.insert(op.clone(), plan.clone());
+        }
+        Ok(plan)
+    }
+
+    fn control(
+        &mut self,
+        graph: &Graph,
+        id: NodeId,
+        opsets: &[OpsetImport],
+        version: i64,
+        sources: &HashMap<ValueId, Source>,
+        plan: &mut Plan,
+    ) -> Result<(Action, u64, bool), ExecError> {
+        let node = graph.node(id);
+        let mut weight = 1u64;
+        let mut waits = false;
+        let mut body = |name: &str| -> Result<Body, ExecError> {
+            let g = node.attrs.graph(name).map_err(|e| node_error(graph, id, e))?;
+            let g = g.ok_or_else(|| node_error(graph, id, format!("attribute \"{name}\" is missing")))?;
+            let inner = self.graph(g, opsets).map_err(|e| within(graph, id, e))?;
+            let captures = g.captures().iter().map(|&c| {
+                let name = &g.node(c).outputs[0].name;
+                graph
+                    .value(name)
+                    .and_then(|v| sources.get(&v).copied())
+                    .ok_or_else(|| node_error(graph, id, format!("its body reads \"{name}\", which is made by nobody")))
+            });
+            let captures = captures.collect::<Result<Vec<_>, _>>()?;
+            weight = weight.saturating_add(inner.weight);
+            waits |= inner.waits;
+            Ok(Body { plan: inner, captures })
+        };
+        let action = match &*node.op().map_or("".into(), |o| o.name.clone()) {
+            "If" => {
+                let (then_branch, else_branch) = (body("then_branch")?, body("else_branch")?);
+                let want = node.outputs.len();
+                for (name, b) in [("then_branch", &then_branch), ("else_branch", &else_branch)] {
+                    let found = b.plan.outputs.len();
+                    if found < want {
+                        return Err(node_error(graph, id, format!("{name} has {found} outputs, the node {want}")));
+                    }
+                }
+                Action::If { then_branch, else_branch }
+            }
+            "Loop" => Action::Loop(body("body")?),
+            "Scan" => {
+                let b = body("body")?;
+                let attrs = super::control::ScanAttrs::read(&node.attrs, version).map_err(|e| node_error(graph, id, e))?;
+                Action::Scan { body: b, attrs }
+            }
+            "SequenceMap" => Action::SequenceMap(body("body")?),
+            other => return Err(node_error(graph, id, format!("no executor for {other}"))),
+        };
+        let _ = plan;
+        Ok((action, weight, waits))
+    }
+}
+
+fn within(graph: &Graph, id: NodeId, e: ExecError) -> ExecError {
+    match e {
+        ExecError::Model(detail) => node_error(graph, id, detail),
+        other => other,
+    }
+}
+
+fn check_arity(def: &OpDef, inputs: usize, outputs: usize) -> Result<(), String> {
+    let range = |(lo, hi): (usize, usize)| match hi {
+        usize::MAX => format!("at least {lo}"),
+        _ if lo == hi => lo.to_string(),
+        _ => format!("{lo} to {hi}"),
+    };
+    if inputs < def.inputs.0 || inputs > def.inputs.1 {
+        return Err(format!("expected {} inputs, found {inputs}", range(def.inputs)));
+    }
+    if outputs > def.outputs.1 {
+        return Err(format!("expected {} outputs, found {outputs}", range(def.outputs)));
+    }
+    Ok(())
+}
+
+fn constant(plan: &Plan, source: Option<Source>) -> Option<&Tensor> {
+    match source? {
+        Source::Const(c) => plan.constants[c].as_tensor(),
+        Source::Slot(_) => None,
+    }
+}
+
+/// The results of a pure step whose inputs are all constants and small; `None` if it is left for the run.
+fn fold(kernel: &Kernel, plan: &Plan, inputs: &[Option<Source>]) -> Option<ops::Outputs> {
+    let mut bytes = 0;
+    let mut values = Vec::with_capacity(inputs.len());
+    for source in inputs {
+        values.push(match source {
+            Some(Source::Const(c)) => {
+                let value = plan.constants[*c].clone();
+                bytes += value.as_tensor().and_then(Tensor::bytes).map_or(0, <[u8]>::len);
+                Some(value)
+            }
+            Some(Source::Slot(_)) => return None,
+            None => None,
+        });
+    }
+    if bytes > FOLD_BYTES {
+        return None;
+    }
+    // A step that fails, fails again when it is run, and then says where.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| kernel(Args::new(values)))).ok()?.ok()
+}
+
+/// Whether all readers of a constant read its bytes as they lie, so that a mapped table is never copied.
+fn only_by_bytes(graph: &Graph, id: NodeId) -> bool {
+    let uses = graph.uses(id.value(0));
+    !uses.is_empty() && uses.iter().all(|u| u.operand == Some(0) && graph.node(u.node).op().is_some_and(|op| op.is("Gather")))
+}
+
+/// Operators in the order in which they start: those that lookups wait for and the lookups, then those that wait for no
+/// lookup, then the rest; each group as in the file.
+fn schedule(graph: &Graph) -> Result<Vec<NodeId>, ExecError> {
+    let order = graph.topological().map_err(|e| ExecError::Model(e.0))?;
+    let is_host = |id: NodeId| graph.node(id).op().and_then(ops::find).is_some_and(|d| matches!(d.run, Run::Host));
+    if !order.iter().any(|&id| is_host(id)) {
+        return Ok(order);
+    }
+    let reads =
+        |id: NodeId| graph.node(id).inputs().iter().flatten().copied().chain(graph.captured_by(id)).map(|v| v.node).collect::<Vec<_>>();
+    let mut after: HashMap<NodeId, bool> = HashMap::new();
+    for &id in &order {
+        let depends = reads(id).iter().any(|r| is_host(*r) || after.get(r).copied().unwrap_or(false));
+        after.insert(id, depends);
+    }
+    let mut needed: HashMap<NodeId, bool> = HashMap::new();
+    for &id in order.iter().rev() {
+        let need = is_host(id) || needed.get(&id).copied().unwrap_or(false);
+        if need {
+            reads(id).into_iter().for_each(|r| drop(needed.insert(r, true)));
+        }
+        needed.insert(id, need);
+    }
+    // A lookup that waits for another comes after it all the same: the groups are closed under "reads".
+    let group = |id: &NodeId| match (after[id], needed[id]) {
+        (false, true) => 0,
+        (false, false) => 1,
+        (true, _) => 2,
+    };
+    let mut sorted = order.clone();
+    sorted.sort_by_key(group);
+    Ok(sorted)
+}
+
+impl Plan {
+    /// Finds the last reader of each slot.
+    fn mark_last_uses(&mut self) {
+        let mut seen = vec![false; self.slots];
+        for source in &self.outputs {
+            if let Source::Slot(s) = source {
+                seen[*s] = true;
+            }
+        }
+        for step in self.steps.iter_mut().rev() {
+            for captured in step.captures() {
+                if let Source::Slot(s) = captured
+                    && !seen[s]
+                {
+                    seen[s] = true;
+                    step.free.push(s);
+                }
+            }
+            for i in (0..step.inputs.len()).rev() {
+                let Some(Source::Slot(s)) = step.inputs[i] else { continue };
+                // Moved only where no body of the step reads it too.
+                if !seen[s] {
+                    seen[s] = true;
+                    step.last[i] = true;
+                }
+            }
+            for s in step.outputs.iter().flatten() {
+                if !seen[*s] {
+                    step.free.push(*s);
+                }
+            }
+        }
+    }
+}
+
+impl Step {
+    fn captures(&self) -> Vec<Source> {
+        match &self.action {
+            Action::If { then_branch, else_branch } => then_branch.captures.iter().chain(&else_branch.captures).copied().collect(),
+            Action::Loop(b) | Action::SequenceMap(b) | Action::Scan { body: b, .. } => b.captures.clone(),
+            _ => Vec::new(),
+        }
+    }
+}

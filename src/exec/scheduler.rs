@@ -1,0 +1,196 @@
+//! Runs a plan. Pure steps run one after another on the session's thread pool; a host step is started when its inputs
+//! exist and awaited by its first reader. This is the one bridge between the pool and the asynchronous runtime.
+
+use super::ExecError;
+use super::control;
+use super::host::Host;
+use super::plan::{Action, Body, Plan, Source, Step};
+use super::profile::Profile;
+use crate::ops::{Args, OpError, Outputs};
+use crate::tensor::Value;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+/// Iterations of all loops of one run.
+const MAX_ITERATIONS: u64 = 1 << 26;
+
+/// What a host step will give.
+pub(super) type Pending = Receiver<Result<Vec<Value>, String>>;
+
+/// What the steps of one run share.
+pub(super) struct Run<'a> {
+    pub(super) host: &'a Host,
+    pub(super) pool: &'a rayon::ThreadPool,
+    pub(super) profile: Option<&'a Profile>,
+    pub(super) iterations: AtomicU64,
+}
+
+impl Run<'_> {
+    /// Counts an iteration of some loop.
+    pub(super) fn tick(&self) -> Result<(), String> {
+        if self.iterations.fetch_add(1, Ordering::Relaxed) >= MAX_ITERATIONS {
+            return Err(format!("its loops ran more than {MAX_ITERATIONS} iterations"));
+        }
+        Ok(())
+    }
+
+    /// Runs a kernel on the pool. A plan that never waits is on it already.
+    fn kernel(&self, plan: &Plan, f: impl FnOnce() -> Result<Outputs, OpError> + Send) -> Result<Outputs, String> {
+        let done = if plan.waits { self.pool.install(f) } else { f() };
+        done.map_err(|e| e.to_string())
+    }
+}
+
+struct Env<'p> {
+    plan: &'p Plan,
+    slots: Vec<Option<Value>>,
+    /// Host steps under way, by step, and the slots that wait for one.
+    pending: Vec<(usize, Pending)>,
+    waiting: Vec<Option<usize>>,
+}
+
+fn at(step: &Step, detail: impl ToString) -> ExecError {
+    ExecError::Node { node: step.label.clone(), op: step.op.to_string(), detail: detail.to_string() }
+}
+
+impl Env<'_> {
+    fn get(&self, source: Source) -> Option<Value> {
+        match source {
+            Source::Const(c) => Some(self.plan.constants[c].clone()),
+            Source::Slot(s) => self.slots[s].clone(),
+        }
+    }
+
+    /// Waits for the host step that makes a slot, if it is still under way.
+    fn settle(&mut self, source: Source) -> Result<(), ExecError> {
+        let Source::Slot(slot) = source else { return Ok(()) };
+        let Some(step) = self.waiting.get(slot).copied().flatten() else { return Ok(()) };
+        let Some(at_pending) = self.pending.iter().position(|(s, _)| *s == step) else { return Ok(()) };
+        let (_, receiver) = self.pending.swap_remove(at_pending);
+        let plan = self.plan;
+        let values = receiver.recv().unwrap_or_else(|_| Err("it was given up".into())).map_err(|e| at(&plan.steps[step], e))?;
+        self.store(step, values)
+    }
+
+    fn store(&mut self, step: usize, values: impl IntoIterator<Item = Value>) -> Result<(), ExecError> {
+        let step = &self.plan.steps[step];
+        let mut values = values.into_iter();
+        for slot in &step.outputs {
+            match (slot, values.next()) {
+                (Some(s), Some(v)) => {
+                    self.slots[*s] = Some(v);
+                    self.waiting[*s] = None;
+                }
+                (Some(_), None) => return Err(at(step, "it made fewer outputs than the node has")),
+                (None, _) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn inputs(&mut self, index: usize) -> Result<Vec<Option<Value>>, ExecError> {
+        let step = &self.plan.steps[index];
+        let mut values = Vec::with_capacity(step.inputs.len());
+        for (source, last) in step.inputs.iter().zip(&step.last) {
+            values.push(match source {
+                None => None,
+                Some(Source::Slot(s)) if *last => self.slots[*s].take(),
+                Some(source) => self.get(*source),
+            });
+        }
+        Ok(values)
+    }
+}
+
+/// Runs `plan` on its inputs, then its captures.
+pub(super) fn run(plan: &Plan, inputs: Vec<Option<Value>>, r: &Run) -> Result<Vec<Value>, ExecError> {
+    let mut env = Env { plan, slots: vec![None; plan.slots], pending: Vec::new(), waiting: vec![None; plan.slots] };
+    for (slot, value) in plan.inputs.iter().zip(inputs) {
+        env.slots[*slot] = value;
+    }
+    for (index, step) in plan.steps.iter().enumerate() {
+        if !env.pending.is_empty() {
+            for source in step.inputs.iter().flatten().copied().chain(captures(step)) {
+                env.settle(source)?;
+            }
+        }
+        let start = r.profile.map(|_| Instant::now());
+        match &step.action {
+            Action::Host(host) => {
+                let inputs = env.inputs(index)?;
+                let pending = r.host.start(host, inputs).map_err(|e| at(step, e))?;
+                step.outputs.iter().flatten().for_each(|&s| env.waiting[s] = Some(index));
+                env.pending.push((index, pending));
+            }
+            Action::Kernel(kernel) => {
+                let args = Args::new(env.inputs(index)?);
+                let outputs = call(|| r.kernel(plan, || kernel(args))).map_err(|e| at(step, e))?;
+                env.store(index, outputs)?;
+            }
+            action => {
+                let values = env.inputs(index)?;
+                let outputs = control_step(action, step, values, &env, r)?;
+                env.store(index, outputs)?;
+            }
+        }
+        if let (Some(profile), Some(start)) = (r.profile, start) {
+            profile.add(&step.op.name, start.elapsed());
+        }
+        for &slot in &step.free {
+            if env.waiting[slot].is_none() {
+                env.slots[slot] = None;
+            }
+        }
+    }
+    for source in &plan.outputs {
+        env.settle(*source)?;
+    }
+    // Steps whose values nobody read have still to be seen to the end.
+    while let Some((step, receiver)) = env.pending.pop() {
+        receiver.recv().unwrap_or_else(|_| Err("it was given up".into())).map_err(|e| at(&plan.steps[step], e))?;
+    }
+    let outputs = plan.outputs.iter().zip(&plan.output_names);
+    outputs.map(|(&s, name)| env.get(s).ok_or_else(|| ExecError::Model(format!("output \"{name}\" was not made")))).collect()
+}
+
+/// Runs `f`, turning a panic into an error.
+fn call(f: impl FnOnce() -> Result<Outputs, String>) -> Result<Outputs, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(format!("internal error: {}", text.unwrap_or("a panic without a message")))
+    })
+}
+
+fn captures(step: &Step) -> impl Iterator<Item = Source> {
+    let list: &[&Body] = match &step.action {
+        Action::If { then_branch, else_branch } => &[then_branch, else_branch],
+        Action::Loop(b) | Action::SequenceMap(b) | Action::Scan { body: b, .. } => &[b],
+        _ => &[],
+    };
+    list.iter().flat_map(|b| b.captures.iter().copied()).collect::<Vec<_>>().into_iter()
+}
+
+fn control_step(action: &Action, step: &Step, values: Vec<Option<Value>>, env: &Env, r: &Run) -> Result<Vec<Value>, ExecError> {
+    let captured = |body: &Body| body.captures.iter().map(|&s| env.get(s)).collect::<Vec<_>>();
+    let fail = |e: String| at(step, e);
+    match action {
+        Action::Call(plan) => {
+            let mut inputs = values;
+            inputs.resize(plan.inputs.len(), None);
+            run(plan, inputs, r)
+        }
+        Action::If { then_branch, else_branch } => {
+            let branch = if control::condition(&values, 0).map_err(fail)?.unwrap_or(false) { then_branch } else { else_branch };
+            run(&branch.plan, captured(branch), r)
+        }
+        Action::Loop(body) => control::run_loop(body, &step_error(step), values, captured(body), r),
+        Action::Scan { body, attrs } => control::run_scan(body, attrs, &step_error(step), values, captured(body), r),
+        Action::SequenceMap(body) => control::run_sequence_map(body, &step_error(step), values, captured(body), r),
+        Action::Kernel(_) | Action::Host(_) => Err(fail("not a control step".into())),
+    }
+}
+
+fn step_error(step: &Step) -> impl Fn(String) -> ExecError + '_ {
+    move |e| at(step, e)
+}

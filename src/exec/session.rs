@@ -1,0 +1,133 @@
+//! A compiled model that runs on any number of inputs, from any thread.
+
+use super::ExecError;
+use super::host::Host;
+use super::plan::{Action, Body, Compiler, Plan};
+use super::profile::Profile;
+use super::scheduler::{Run, run};
+use crate::comm::Comm;
+use crate::ir::{Model, Type};
+use crate::store::Store;
+use crate::tensor::Value;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+/// What a session runs with.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Threads of the pool; 0 for one per core. The number never changes a result.
+    pub threads: usize,
+    /// The store that remote lookups ask.
+    pub store: Option<Arc<dyn Store>>,
+    /// The group in which collectives run; without one there is one rank.
+    pub comm: Option<Arc<dyn Comm>>,
+    /// The runtime that waits for them.
+    pub runtime: Option<tokio::runtime::Handle>,
+    /// Whether to collect time per op.
+    pub profile: bool,
+}
+
+/// A compiled model.
+pub struct Session {
+    plan: Plan,
+    host: Host,
+    pool: rayon::ThreadPool,
+    profile: Option<Profile>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("steps", &self.plan.steps.len()).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Compiles a model: attributes are read, kernels built, constants prepared.
+    ///
+    /// # Errors
+    /// An op that this build cannot run or that is wrong, named with its node; a remote table that the store does not
+    /// serve as the model has it.
+    pub fn new(model: &Model, options: Options) -> Result<Self, ExecError> {
+        let plan = Compiler::new(model).main()?;
+        let host = Host::new(options.store, options.comm, options.runtime);
+        check_tables(&plan, &host)?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("worker-{i}")).build();
+        let pool = pool.map_err(|e| ExecError::Model(format!("no threads: {e}")))?;
+        Ok(Self { plan, host, pool, profile: options.profile.then(Profile::default) })
+    }
+
+    /// Names and stated types of the inputs, in order; those with a default are marked.
+    pub fn inputs(&self) -> Vec<(&str, Option<&Type>, bool)> {
+        let p = &self.plan;
+        p.input_names.iter().zip(&p.input_types).zip(&p.defaults).map(|((n, t), d)| (n.as_str(), t.as_ref(), d.is_some())).collect()
+    }
+
+    /// Names of the outputs, in order.
+    pub fn output_names(&self) -> &[String] {
+        &self.plan.output_names
+    }
+
+    /// Time per op, if it was asked for.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
+    }
+
+    /// Runs the model on inputs given by name, in any order.
+    ///
+    /// # Errors
+    /// A missing or unknown input, one of another type than the model states, and whatever a node says.
+    pub fn run(&self, inputs: Vec<(String, Value)>) -> Result<Vec<(String, Value)>, ExecError> {
+        let plan = &self.plan;
+        let mut values: Vec<Option<Value>> = vec![None; plan.inputs.len()];
+        for (name, value) in inputs {
+            let Some(i) = plan.input_names.iter().position(|n| *n == name) else {
+                let detail = format!("the model has no such input; it has \"{}\"", plan.input_names.join("\", \""));
+                return Err(ExecError::Input { name, detail });
+            };
+            if let Some(ty) = &plan.input_types[i]
+                && !ty.admits(&value)
+            {
+                let detail = format!("expected {ty}, found {}", value.describe());
+                return Err(ExecError::Input { name, detail });
+            }
+            values[i] = Some(match value {
+                Value::Tensor(t) => Value::Tensor(t.aligned()),
+                other => other,
+            });
+        }
+        for (i, value) in values.iter_mut().enumerate().filter(|(_, v)| v.is_none()) {
+            *value = plan.defaults[i].clone();
+            if value.is_none() {
+                let detail = match &plan.input_types[i] {
+                    Some(t) => format!("it is missing, expected {t}"),
+                    None => "it is missing".into(),
+                };
+                return Err(ExecError::Input { name: plan.input_names[i].clone(), detail });
+            }
+        }
+        let shared = Run { host: &self.host, pool: &self.pool, profile: self.profile.as_ref(), iterations: AtomicU64::new(0) };
+        // A plan that waits stays off the pool, whose threads must not block.
+        let results = if plan.waits { run(plan, values, &shared) } else { self.pool.install(|| run(plan, values, &shared)) }?;
+        Ok(plan.output_names.iter().cloned().zip(results).collect())
+    }
+}
+
+fn check_tables(plan: &Plan, host: &Host) -> Result<(), ExecError> {
+    for step in &plan.steps {
+        let bodies: &[&Body] = match &step.action {
+            Action::Host(h) => {
+                host.check(h).map_err(|detail| ExecError::Node { node: step.label.clone(), op: step.op.to_string(), detail })?;
+                &[]
+            }
+            Action::Call(plan) => {
+                check_tables(plan, host)?;
+                &[]
+            }
+            Action::If { then_branch, else_branch } => &[then_branch, else_branch],
+            Action::Loop(b) | Action::SequenceMap(b) | Action::Scan { body: b, .. } => &[b],
+            Action::Kernel(_) => &[],
+        };
+        bodies.iter().try_for_each(|b| check_tables(&b.plan, host))?;
+    }
+    Ok(())
+}
