@@ -2,6 +2,7 @@
 
 pub mod comm;
 pub mod data;
+pub mod deploy;
 pub mod exec;
 pub mod formats;
 pub mod ir;

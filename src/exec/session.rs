@@ -54,7 +54,8 @@ impl Session {
         let plan = Compiler::new(model).main()?;
         let host = Host::new(options.store, options.comm, options.runtime);
         check_tables(&plan, &host)?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).stack_size(STACK).thread_name(|i| format!("worker-{i}")).build();
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(options.threads).stack_size(STACK).thread_name(|i| format!("worker-{i}")).build();
         let pool = pool.map_err(|e| ExecError::Model(format!("no threads: {e}")))?;
         Ok(Self { plan, host, pool, profile: options.profile.then(Profile::default) })
     }
