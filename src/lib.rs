@@ -3,6 +3,7 @@
 pub mod comm;
 pub mod data;
 pub mod formats;
+pub mod job;
 pub mod plan;
 pub mod store;
 pub mod tensor;
