@@ -6,6 +6,7 @@ pub mod deploy;
 pub mod exec;
 pub mod formats;
 pub mod ir;
+pub mod job;
 pub mod ops;
 pub mod passes;
 pub mod plan;
