@@ -6,6 +6,7 @@ pub mod elementwise;
 mod gemm;
 mod infer;
 pub mod math;
+mod mersenne;
 mod movement;
 mod rows;
 #[cfg(test)]
