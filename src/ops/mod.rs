@@ -45,6 +45,7 @@ mod text;
 mod training;
 mod transpose;
 mod unary;
+mod unique;
 mod variadic;
 mod vision;
 
@@ -233,6 +234,7 @@ const FAMILIES: &[&[OpDef]] = &[
     training::OPS,
     transpose::OPS,
     unary::OPS,
+    unique::OPS,
     variadic::OPS,
     vision::OPS,
 ];
