@@ -20,10 +20,12 @@ mod cumulative;
 mod einsum;
 mod gather;
 mod generate;
+mod labels;
 mod loss;
 mod matmul;
 mod microsoft;
 mod ml;
+mod ngrams;
 mod norm;
 mod pad;
 mod pool;
@@ -210,10 +212,12 @@ const FAMILIES: &[&[OpDef]] = &[
     einsum::OPS,
     gather::OPS,
     generate::OPS,
+    labels::OPS,
     loss::OPS,
     matmul::OPS,
     microsoft::OPS,
     ml::OPS,
+    ngrams::OPS,
     norm::OPS,
     pad::OPS,
     pool::OPS,
