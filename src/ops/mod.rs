@@ -2,11 +2,14 @@
 //! and execution all follow from the record.
 
 mod args;
+mod gemm;
 mod infer;
 mod movement;
+mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod util;
+mod window;
 
 mod activation;
 mod attention;

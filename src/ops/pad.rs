@@ -289,9 +289,8 @@ mod tests {
 
     #[test]
     fn crops_and_pads_keep_the_centre() {
-        let of = |data: &[i64], to: i64| {
-            run("CenterCropPad", 18, Attrs::new(), &[ints(data), ints(&[to])]).unwrap().into_vec::<i64>().unwrap()
-        };
+        let of =
+            |data: &[i64], to: i64| run("CenterCropPad", 18, Attrs::new(), &[ints(data), ints(&[to])]).unwrap().into_vec::<i64>().unwrap();
         assert_eq!(of(&[1, 2, 3, 4], 1), [2]);
         assert_eq!(of(&[1, 2], 5), [0, 1, 2, 0, 0]);
     }

@@ -2,7 +2,7 @@
 
 use super::OpError;
 use crate::invalid;
-use crate::tensor::{Shape, broadcast_shapes, strides};
+use crate::tensor::{DType, Shape, Tensor, broadcast_shapes, cast, checked_len, strides};
 use rayon::prelude::*;
 
 /// Elements below which a loop is not worth a second thread. Fixed, so that the thread count never changes a result.
@@ -111,5 +111,96 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &m
         out.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c));
     } else {
         out.par_chunks_mut(chunk).with_min_len(GRAIN.div_ceil(chunk)).enumerate().for_each(|(i, c)| f(i, c));
+    }
+}
+
+/// The tensor in the type in which floats are computed: halves as `float32`, the others as they are.
+///
+/// # Errors
+/// The tensor is a stand-in.
+pub fn widen(t: &Tensor) -> Result<Tensor, OpError> {
+    match t.dtype() {
+        DType::F16 | DType::BF16 => Ok(cast(t, DType::F32)?),
+        _ => Ok(t.clone().aligned()),
+    }
+}
+
+/// Runs an expression with `$t` bound to `f32` or `f64`: for kernels whose halves are widened (see [`widen`]).
+#[macro_export]
+macro_rules! dispatch_wide {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::tensor::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::tensor::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            other => $crate::invalid!("expected floating-point elements, found {other}"),
+        }
+    };
+}
+
+/// The floats that are computed in: `f32` for itself and the halves, `f64` for itself. Tensors are cast on the way in and out.
+pub trait Real: crate::tensor::Element + num_traits::Float + std::iter::Sum + ndarray::LinalgScalar {
+    /// The nearest value.
+    fn of(x: f64) -> Self;
+    /// As `f64`.
+    fn wide(self) -> f64;
+}
+
+impl Real for f32 {
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+    fn wide(self) -> f64 {
+        self.into()
+    }
+}
+
+impl Real for f64 {
+    fn of(x: f64) -> Self {
+        x
+    }
+    fn wide(self) -> f64 {
+        self
+    }
+}
+
+/// The dtype of the [`Real`] that a float dtype is computed in.
+///
+/// # Errors
+/// No float of 16 bits or more.
+pub fn real_dtype(dtype: DType) -> Result<DType, OpError> {
+    match dtype {
+        DType::F16 | DType::BF16 | DType::F32 => Ok(DType::F32),
+        DType::F64 => Ok(DType::F64),
+        other => invalid!("expected float16, bfloat16, float32 or float64, found {other}"),
+    }
+}
+
+/// A vector of `len` values; memory that is not there is an error.
+///
+/// # Errors
+/// It does not fit.
+pub fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>, OpError> {
+    let mut out = Vec::new();
+    if out.try_reserve_exact(len).is_err() {
+        invalid!("{len} elements do not fit memory");
+    }
+    out.resize(len, value);
+    Ok(out)
+}
+
+/// The product of dims as a length.
+///
+/// # Errors
+/// It does not fit the address space.
+pub fn checked_product(dims: &[usize]) -> Result<usize, OpError> {
+    match checked_len(dims) {
+        Some(n) => Ok(n),
+        None => invalid!("shape {} is too large", Shape::from(dims)),
     }
 }
