@@ -2,9 +2,11 @@
 
 pub mod comm;
 pub mod data;
+pub mod deploy;
 pub mod exec;
 pub mod formats;
 pub mod ir;
+pub mod job;
 pub mod ops;
 pub mod passes;
 pub mod plan;

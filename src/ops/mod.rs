@@ -2,8 +2,10 @@
 //! and execution all follow from the record.
 
 mod args;
+pub mod elementwise;
 mod gemm;
 mod infer;
+pub mod math;
 mod movement;
 mod rows;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::OpError;
 use crate::invalid;
-use crate::tensor::{DType, Shape, Tensor, broadcast_shapes, cast, checked_len, strides};
+use crate::tensor::{DType, Element, Shape, Tensor, broadcast_shapes, cast, checked_len, strides};
 use rayon::prelude::*;
 
 /// Elements below which a loop is not worth a second thread. Fixed, so that the thread count never changes a result.
@@ -112,6 +112,19 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &m
     } else {
         out.par_chunks_mut(chunk).with_min_len(GRAIN.div_ceil(chunk)).enumerate().for_each(|(i, c)| f(i, c));
     }
+}
+
+/// Zeros (or empty strings) for a tensor of `shape`; memory that is not to be had is an error, not an abort.
+///
+/// # Errors
+/// A size that fits no memory.
+pub fn zeros<T: Element>(shape: &[usize]) -> Result<Vec<T>, OpError> {
+    let Some(len) = checked_len(shape) else { invalid!("shape {} is too large", Shape::from(shape)) };
+    // The reservation only asks; the vector itself then comes zeroed from the system.
+    if Vec::<T>::new().try_reserve_exact(len).is_err() {
+        invalid!("shape {} does not fit memory", Shape::from(shape));
+    }
+    Ok(vec![T::default(); len])
 }
 
 /// The tensor in the type in which floats are computed: halves as `float32`, the others as they are.
