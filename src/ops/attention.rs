@@ -1,6 +1,7 @@
 //! Scaled dot-product attention and rotary positions.
 
 use super::gemm::{Dims, Epilogue, Matrix, Real, product};
+use super::matmul::new_out;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, one, rows, util};
 use crate::ir::Dim;
 use crate::tensor::{DType, Shape, Tensor, cast};
@@ -89,8 +90,8 @@ pub(super) fn attend<T: rows::FastExp>(batch: usize, q: Heads<T>, k: Heads<T>, v
         );
     }
     let (shared, per_out, per_kept) = (q.heads / k.heads, q.len * v.width, q.len * k.len);
-    let mut out = vec![T::ZERO; batch * q.heads * per_out];
-    let mut kept = vec![T::ZERO; if scores.keep.is_some() { batch * q.heads * per_kept } else { 0 }];
+    let mut out = new_out::<T>(&Shape::from([batch, q.heads, q.len, v.width]))?;
+    let mut kept = if scores.keep.is_some() { new_out::<T>(&Shape::from([batch, q.heads, q.len, k.len]))? } else { Vec::new() };
     if out.is_empty() && kept.is_empty() {
         return Ok((out, kept));
     }
