@@ -303,7 +303,11 @@ fn spread<T: Copy, U>(shape: &[usize], params: &[T], rows: bool, data: &mut [U],
     let cols = last(shape).max(1);
     let height = if shape.len() < 2 { 1 } else { shape[shape.len() - 2] };
     let unit = if rows { height } else { cols };
-    if params.is_empty() || unit == 0 || !params.len().is_multiple_of(unit) || !(data.len() / cols / height.max(1)).is_multiple_of(params.len() / unit) {
+    if params.is_empty()
+        || unit == 0
+        || !params.len().is_multiple_of(unit)
+        || !(data.len() / cols / height.max(1)).is_multiple_of(params.len() / unit)
+    {
         invalid!("{} scales or zero points do not fit shape {}", params.len(), Shape::from(shape));
     }
     for (r, row) in data.chunks_mut(cols).enumerate() {

@@ -2,12 +2,16 @@
 //! and execution all follow from the record.
 
 mod args;
+pub mod elementwise;
 mod gemm;
 mod infer;
+pub mod math;
+mod movement;
+mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
-mod rows;
 pub mod util;
+mod window;
 
 mod activation;
 mod attention;
@@ -26,6 +30,7 @@ mod matmul;
 mod microsoft;
 mod ml;
 mod norm;
+mod pad;
 mod pool;
 mod quant;
 mod random;
@@ -43,6 +48,7 @@ mod softmax;
 mod sparse;
 mod text;
 mod training;
+mod transpose;
 mod unary;
 mod variadic;
 mod vision;
@@ -217,6 +223,7 @@ const FAMILIES: &[&[OpDef]] = &[
     microsoft::qlinear::OPS,
     ml::OPS,
     norm::OPS,
+    pad::OPS,
     pool::OPS,
     quant::OPS,
     random::OPS,
@@ -233,6 +240,7 @@ const FAMILIES: &[&[OpDef]] = &[
     softmax::OPS,
     text::OPS,
     training::OPS,
+    transpose::OPS,
     unary::OPS,
     variadic::OPS,
     vision::OPS,

@@ -13,8 +13,16 @@ pub(super) const OPS: &[OpDef] = &[
         .attrs(&["consumed_inputs", "epsilon", "is_test", "momentum", "spatial", "training_mode"])
         .infer(infer_batch)
         .kernel(build_batch),
-    OpDef::new("GroupNormalization", &[18, 21]).inputs(3, 3).attrs(&["epsilon", "num_groups", "stash_type"]).infer(infer::same).kernel(build_group),
-    OpDef::new("InstanceNormalization", &[1, 6, 22]).inputs(3, 3).attrs(&["consumed_inputs", "epsilon"]).infer(infer::same).kernel(build_group),
+    OpDef::new("GroupNormalization", &[18, 21])
+        .inputs(3, 3)
+        .attrs(&["epsilon", "num_groups", "stash_type"])
+        .infer(infer::same)
+        .kernel(build_group),
+    OpDef::new("InstanceNormalization", &[1, 6, 22])
+        .inputs(3, 3)
+        .attrs(&["consumed_inputs", "epsilon"])
+        .infer(infer::same)
+        .kernel(build_group),
     OpDef::new("LRN", &[1, 13]).attrs(&["alpha", "beta", "bias", "size"]).infer(infer::same).kernel(build_lrn),
     OpDef::new("LayerNormalization", &[1, 17])
         .inputs(2, 3)
@@ -24,7 +32,11 @@ pub(super) const OPS: &[OpDef] = &[
         .kernel(|cx| build_layer(cx, false)),
     OpDef::new("LpNormalization", &[1, 22]).attrs(&["axis", "p"]).infer(infer::same).kernel(build_lp),
     OpDef::new("MeanVarianceNormalization", &[9, 13]).attrs(&["axes"]).infer(infer::same).kernel(build_mean_variance),
-    OpDef::new("RMSNormalization", &[23]).inputs(2, 2).attrs(&["axis", "epsilon", "stash_type"]).infer(infer_rms).kernel(|cx| build_layer(cx, true)),
+    OpDef::new("RMSNormalization", &[23])
+        .inputs(2, 2)
+        .attrs(&["axis", "epsilon", "stash_type"])
+        .infer(infer_rms)
+        .kernel(|cx| build_layer(cx, true)),
     OpDef::new("SimplifiedLayerNormalization", &[1])
         .inputs(2, 2)
         .outputs(1, 2)
@@ -135,7 +147,14 @@ impl<T: Real> Param<T> {
 }
 
 /// Normalizes rows of `len` elements in place and gives back mean (zeros for `rms`) and inverse deviation of each.
-pub(super) fn normalize_rows<T: Real>(x: &mut [T], len: usize, epsilon: T, rms: bool, scale: &Param<T>, bias: &Param<T>) -> (Vec<T>, Vec<T>) {
+pub(super) fn normalize_rows<T: Real>(
+    x: &mut [T],
+    len: usize,
+    epsilon: T,
+    rms: bool,
+    scale: &Param<T>,
+    bias: &Param<T>,
+) -> (Vec<T>, Vec<T>) {
     let count = x.len().checked_div(len).unwrap_or(0);
     let mut stats = vec![(T::ZERO, T::ZERO); count];
     let each = |i: usize, row: &mut [T], stat: &mut (T, T)| {
@@ -187,7 +206,14 @@ fn build_simplified(cx: &OpCtx) -> Result<Kernel, OpError> {
 }
 
 /// Layer or root-mean-square normalization over the axes from `axis` on: result, mean and inverse deviation.
-pub(super) fn layer(x: Tensor, scale: &Tensor, bias: Option<&Tensor>, axis: i64, epsilon: f32, rms: bool) -> Result<(Tensor, Tensor, Tensor), OpError> {
+pub(super) fn layer(
+    x: Tensor,
+    scale: &Tensor,
+    bias: Option<&Tensor>,
+    axis: i64,
+    epsilon: f32,
+    rms: bool,
+) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (dtype, shape) = (x.dtype(), x.shape().clone());
     let at = util::axis(axis, shape.len())?;
     let len = shape[at..].iter().product();
@@ -477,7 +503,9 @@ mod tests {
 
     #[test]
     fn lrn_and_lp() {
-        let out = run("LRN", 13, Attrs::new().with("size", 3i64).with("alpha", 3f32).with("beta", 1f32), &[t(&[1, 3, 1], &[1.0, 2.0, 3.0])]).unwrap();
+        let out =
+            run("LRN", 13, Attrs::new().with("size", 3i64).with("alpha", 3f32).with("beta", 1f32), &[t(&[1, 3, 1], &[1.0, 2.0, 3.0])])
+                .unwrap();
         close(&out, &[1.0 / 6.0, 2.0 / 15.0, 3.0 / 14.0]);
         let out = run("LpNormalization", 22, Attrs::new().with("p", 1i64), &[t(&[2, 2], &[1.0, -3.0, 0.0, 0.0])]).unwrap();
         close(&out, &[0.25, -0.75, 0.0, 0.0]);

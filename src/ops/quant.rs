@@ -3,9 +3,7 @@
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, one, rows, util};
 use crate::invalid;
 use crate::ir::Dim;
-use crate::tensor::{
-    DType, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, Shape, Tensor, bf16, cast, f4e2m1_from_f32, f16, pack_bits,
-};
+use crate::tensor::{DType, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, Shape, Tensor, bf16, cast, f4e2m1_from_f32, f16, pack_bits};
 
 const VERSIONS: &[i64] = &[10, 13, 19, 21, 23, 24, 25];
 const QUANTIZE: OpDef = OpDef::new("QuantizeLinear", VERSIONS)
@@ -275,11 +273,7 @@ pub(super) fn dequantize(x: &Tensor, scale: &Tensor, zero: Option<&Tensor>, axis
 }
 
 fn infer_dynamic(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
-    Ok(vec![
-        Fact::partial(Some(DType::U8), cx.shape(0).map(<[Dim]>::to_vec)),
-        Fact::tensor(DType::F32, []),
-        Fact::tensor(DType::U8, []),
-    ])
+    Ok(vec![Fact::partial(Some(DType::U8), cx.shape(0).map(<[Dim]>::to_vec)), Fact::tensor(DType::F32, []), Fact::tensor(DType::U8, [])])
 }
 
 /// `uint8` values of `x`, with the scale and zero point that its range gives.

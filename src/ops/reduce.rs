@@ -185,7 +185,8 @@ fn rooted_reduce<T: rows::FastExp>(lanes: &Lanes, how: How) -> Result<Tensor, Op
         How::L2 => fold(x, lanes, T::ZERO, |v| v * v, <T as Number>::add).into_iter().map(|s| s.sqrt()).collect(),
         How::LogSum => fold(x, lanes, T::ZERO, |v| v, <T as Number>::add).into_iter().map(|s| s.ln()).collect(),
         _ => {
-            let tops: Vec<T> = fold(x, lanes, T::lowest(), |v| v, T::maximum).into_iter().map(|t| if t.is_infinite() { T::ZERO } else { t }).collect();
+            let tops: Vec<T> =
+                fold(x, lanes, T::lowest(), |v| v, T::maximum).into_iter().map(|t| if t.is_infinite() { T::ZERO } else { t }).collect();
             let block = lanes.len * lanes.inner;
             let mut shifted = x.to_vec();
             util::for_each_chunk(&mut shifted, lanes.inner, |i, row| {
@@ -206,7 +207,13 @@ const ROWS: usize = 128;
 /// Elements of one long row that one task folds.
 const PIECE: usize = 64 * 1024;
 
-fn fold<T: Number>(x: &[T], lanes: &Lanes, init: T, map: impl Fn(T) -> T + Sync + Send + Copy, combine: impl Fn(T, T) -> T + Sync + Send + Copy) -> Vec<T> {
+fn fold<T: Number>(
+    x: &[T],
+    lanes: &Lanes,
+    init: T,
+    map: impl Fn(T) -> T + Sync + Send + Copy,
+    combine: impl Fn(T, T) -> T + Sync + Send + Copy,
+) -> Vec<T> {
     let Lanes { outer, len, inner, .. } = *lanes;
     let mut out = vec![init; outer * inner];
     if out.is_empty() || len == 0 {

@@ -2,7 +2,7 @@
 
 use super::OpError;
 use crate::invalid;
-use crate::tensor::{DType, Shape, Tensor, broadcast_shapes, cast, strides};
+use crate::tensor::{DType, Element, Shape, Tensor, broadcast_shapes, cast, checked_len, strides};
 use rayon::prelude::*;
 
 /// Elements below which a loop is not worth a second thread. Fixed, so that the thread count never changes a result.
@@ -32,6 +32,17 @@ pub fn axes(list: &[i64], rank: usize) -> Result<Vec<usize>, OpError> {
         invalid!("an axis is repeated in {list:?}");
     }
     Ok(out)
+}
+
+/// An index in `-n..n` as a position.
+pub fn position(index: i64, n: usize) -> Option<usize> {
+    let n = n as i64;
+    (-n..n).contains(&index).then_some(if index < 0 { index + n } else { index } as usize)
+}
+
+/// The number of positions of some dims of a tensor. It may wrap where another dim is 0, for then there are no elements.
+pub fn product(dims: &[usize]) -> usize {
+    dims.iter().fold(1, |n, &d| usize::wrapping_mul(n, d))
 }
 
 /// The shape that all broadcast to.
@@ -103,6 +114,19 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &m
     }
 }
 
+/// Zeros (or empty strings) for a tensor of `shape`; memory that is not to be had is an error, not an abort.
+///
+/// # Errors
+/// A size that fits no memory.
+pub fn zeros<T: Element>(shape: &[usize]) -> Result<Vec<T>, OpError> {
+    let Some(len) = checked_len(shape) else { invalid!("shape {} is too large", Shape::from(shape)) };
+    // The reservation only asks; the vector itself then comes zeroed from the system.
+    if Vec::<T>::new().try_reserve_exact(len).is_err() {
+        invalid!("shape {} does not fit memory", Shape::from(shape));
+    }
+    Ok(vec![T::default(); len])
+}
+
 /// The tensor in the type in which floats are computed: halves as `float32`, the others as they are.
 ///
 /// # Errors
@@ -130,4 +154,66 @@ macro_rules! dispatch_wide {
             other => $crate::invalid!("expected floating-point elements, found {other}"),
         }
     };
+}
+
+/// The floats that are computed in: `f32` for itself and the halves, `f64` for itself. Tensors are cast on the way in and out.
+pub trait Real: crate::tensor::Element + num_traits::Float + std::iter::Sum + ndarray::LinalgScalar {
+    /// The nearest value.
+    fn of(x: f64) -> Self;
+    /// As `f64`.
+    fn wide(self) -> f64;
+}
+
+impl Real for f32 {
+    fn of(x: f64) -> Self {
+        x as f32
+    }
+    fn wide(self) -> f64 {
+        self.into()
+    }
+}
+
+impl Real for f64 {
+    fn of(x: f64) -> Self {
+        x
+    }
+    fn wide(self) -> f64 {
+        self
+    }
+}
+
+/// The dtype of the [`Real`] that a float dtype is computed in.
+///
+/// # Errors
+/// No float of 16 bits or more.
+pub fn real_dtype(dtype: DType) -> Result<DType, OpError> {
+    match dtype {
+        DType::F16 | DType::BF16 | DType::F32 => Ok(DType::F32),
+        DType::F64 => Ok(DType::F64),
+        other => invalid!("expected float16, bfloat16, float32 or float64, found {other}"),
+    }
+}
+
+/// A vector of `len` values; memory that is not there is an error.
+///
+/// # Errors
+/// It does not fit.
+pub fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>, OpError> {
+    let mut out = Vec::new();
+    if out.try_reserve_exact(len).is_err() {
+        invalid!("{len} elements do not fit memory");
+    }
+    out.resize(len, value);
+    Ok(out)
+}
+
+/// The product of dims as a length.
+///
+/// # Errors
+/// It does not fit the address space.
+pub fn checked_product(dims: &[usize]) -> Result<usize, OpError> {
+    match checked_len(dims) {
+        Some(n) => Ok(n),
+        None => invalid!("shape {} is too large", Shape::from(dims)),
+    }
 }

@@ -1,5 +1,0 @@
-//! Convolutions.
-
-use super::OpDef;
-
-pub(super) const OPS: &[OpDef] = &[];
