@@ -1,6 +1,16 @@
 //! Collectives between the workers of a job.
 
+mod local;
+mod member;
+mod reduce;
+mod rendezvous;
+mod tcp;
+
+pub use local::{local_group, solo};
+pub use tcp::{GroupOptions, connect};
+
 use crate::tensor::Tensor;
+use bytes::Bytes;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -10,7 +20,7 @@ use std::pin::Pin;
 pub enum ReduceOp {
     /// The sum; the neutral element is 0. Integers wrap.
     Sum,
-    /// The sum over the ranks that contributed, divided by their number.
+    /// The sum over the ranks that contributed, divided by their number; that of integers truncates towards zero.
     Mean,
     /// The greatest; NaN wins.
     Max,
@@ -25,6 +35,8 @@ pub type CommFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, CommError>> +
 ///
 /// `name` is the name of the node that asks; ranks agree on sequence number, op, name, dtype and shape, or all get an
 /// error that shows both sides. A rank that called [`Comm::join`] contributes the neutral element to each later collective.
+/// The order is that of the calls, not of the first polls. After an error other than [`CommError::Invalid`] the group has
+/// ended, and every call gives that error.
 pub trait Comm: Send + Sync + fmt::Debug {
     /// This rank, below [`Comm::size`].
     fn rank(&self) -> usize;
@@ -47,7 +59,11 @@ pub trait Comm: Send + Sync + fmt::Debug {
     /// Returns when every rank that has not joined has called it.
     fn barrier(&self, name: &str) -> CommFuture<'_, ()>;
 
-    /// Says that this rank has no work left. Returns when every rank has joined.
+    /// Brings the ranks' payloads, of any size each, to rank 0, which gets them in rank order (an empty one for each rank
+    /// that has joined); the others get `None`.
+    fn gather_bytes(&self, name: &str, payload: Bytes) -> CommFuture<'_, Option<Vec<Bytes>>>;
+
+    /// Says that this rank has no work left. Returns when every rank has joined; then the group may go on anew.
     fn join(&self) -> CommFuture<'_, ()>;
 }
 

@@ -30,6 +30,7 @@ pub struct Edit<'g> {
     operands: Vec<(NodeId, usize, Option<ValueId>)>,
     attrs: Vec<(NodeId, String, Option<Attr>)>,
     types: Vec<(ValueId, Type)>,
+    outputs: Vec<(usize, ValueId)>,
     removed: Vec<NodeId>,
 }
 
@@ -44,6 +45,7 @@ impl Graph {
             operands: Vec::new(),
             attrs: Vec::new(),
             types: Vec::new(),
+            outputs: Vec::new(),
             removed: Vec::new(),
         }
     }
@@ -62,6 +64,7 @@ impl Edit<'_> {
             && self.operands.is_empty()
             && self.attrs.is_empty()
             && self.types.is_empty()
+            && self.outputs.is_empty()
             && self.removed.is_empty()
     }
 
@@ -122,6 +125,12 @@ impl Edit<'_> {
     /// States the type of a value.
     pub fn set_type(&mut self, value: ValueId, ty: Type) {
         self.types.push((value, ty));
+    }
+
+    /// The graph gives back `value` as its output `index`, under the output's name; other readers of what it gave back so
+    /// far are left alone.
+    pub fn set_output(&mut self, index: usize, value: ValueId) {
+        self.outputs.push((index, value));
     }
 
     /// Removes a node, whose values nobody may need once the edit is done.
@@ -376,6 +385,16 @@ impl Edit<'_> {
             placed.push((usize::MAX, id));
             graph.outputs.iter_mut().filter(|o| o.value == old).for_each(|o| o.value = id.value(0));
         }
+        for &(index, new) in &self.outputs {
+            let (old, new) = (graph.outputs[index].value, real(new));
+            let name = graph.name_of(old).to_owned();
+            let renamed = names.fresh(&format!("{name}_local"));
+            let readers: Vec<NodeId> = graph.uses(old).into_iter().filter(|u| u.operand.is_none()).map(|u| u.node).collect();
+            readers.iter().for_each(|&r| graph.rename_captured(r, &name, &renamed));
+            graph.rename(old, &renamed);
+            graph.rename(new, &name);
+            graph.outputs[index].value = new;
+        }
         // New nodes stand before their anchors; a stable sort then repairs what that left out of order.
         let mut order: Vec<(usize, usize, NodeId)> = graph.order.iter().map(|&id| (positions.remove(&id).unwrap_or(0), 1, id)).collect();
         order.extend(placed.into_iter().map(|(at, id)| (at, 0, id)));
@@ -409,7 +428,7 @@ impl Edit<'_> {
     fn names_to_take_over(&self, removed: &HashSet<NodeId>) -> HashMap<ValueId, String> {
         let mut taken = HashMap::new();
         for &(old, new) in &self.replaced {
-            if new.node.0 >= NEW && removed.contains(&old.node) && self.peek(new.node).is_some_and(|n| n.op().is_some()) {
+            if new.node.0 >= NEW && removed.contains(&old.node) {
                 taken.entry(new).or_insert_with(|| self.graph.name_of(old).to_owned());
             }
         }

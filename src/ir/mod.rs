@@ -5,11 +5,17 @@ mod edit;
 mod graph;
 mod model;
 mod node;
+mod parse;
+mod print;
 mod types;
+mod verify;
 
 pub use attr::{Attr, AttrError, Attrs, Constant, Encoding, Residue, SparseConstant};
 pub use edit::{Edit, EditError};
 pub use graph::{Graph, GraphError, GraphOutput, NodeId, NodeParts, Parts, ValueId};
 pub use model::{Function, Model, Names, OpsetImport, Scope, opset_version};
 pub use node::{Kind, Node, OpName, Output, Use, normal_domain};
+pub use parse::{ParseError, parse_model};
+pub use print::{digest, fingerprint, print_graph, print_model};
 pub use types::{Dim, Type};
+pub use verify::verify;

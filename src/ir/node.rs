@@ -128,9 +128,12 @@ impl Node {
         }
     }
 
-    /// How messages call it: its name, or else its first output's.
+    /// How messages call it: its name, or else that of its first output that has one.
     pub fn label(&self) -> &str {
-        if self.name.is_empty() { self.outputs.first().map_or("", |o| o.name.as_str()) } else { &self.name }
+        if !self.name.is_empty() {
+            return &self.name;
+        }
+        self.outputs.iter().map(|o| o.name.as_str()).find(|n| !n.is_empty()).unwrap_or("")
     }
 
     /// Whether some attribute holds a body.

@@ -105,9 +105,68 @@ impl InferCtx<'_> {
         fact.dims.clone()
     }
 
+    /// The elements of an integer input if all are known: a constant, or dims that are numbers.
+    pub fn known(&self, i: usize) -> Option<Vec<i64>> {
+        self.ints(i).or_else(|| self.fact(i)?.dims.as_ref()?.iter().map(|d| d.known().map(|n| n as i64)).collect())
+    }
+
+    /// The number of elements of a vector input.
+    pub fn vector_len(&self, i: usize) -> Option<usize> {
+        match self.shape(i)? {
+            [n] => n.known(),
+            _ => None,
+        }
+    }
+
     /// The elements of an integer input that is constant.
     pub fn ints(&self, i: usize) -> Option<Vec<i64>> {
         self.constant(i)?.to_i64s().ok()
+    }
+}
+
+/// A shape of which only the rank is known.
+pub fn unknown_dims(rank: usize) -> Vec<Dim> {
+    vec![Dim::Unknown; rank]
+}
+
+/// Two statements about the same dim, joined: the more exact one.
+///
+/// # Errors
+/// Two numbers that differ.
+pub fn same_dim(a: &Dim, b: &Dim) -> Result<Dim, OpError> {
+    match (a, b) {
+        (Dim::Known(x), Dim::Known(y)) if x != y => invalid!("dims {x} and {y} must be equal"),
+        (Dim::Known(_), _) | (_, Dim::Unknown) => Ok(a.clone()),
+        (_, Dim::Known(_)) | (Dim::Unknown, _) => Ok(b.clone()),
+        _ => Ok(a.clone()),
+    }
+}
+
+/// The number of elements of `of` over that of `by`, as far as it is known; symbols cancel.
+pub fn quotient(of: &[Dim], by: &[Dim]) -> Dim {
+    let split = |dims: &[Dim]| {
+        let mut symbols = Vec::new();
+        let mut n = Some(1usize);
+        for d in dims {
+            match d {
+                Dim::Known(x) => n = n.and_then(|n| n.checked_mul(*x)),
+                Dim::Symbol(_) => symbols.push(d.clone()),
+                Dim::Unknown => n = None,
+            }
+        }
+        n.map(|n| (n, symbols))
+    };
+    let (Some((n, mut symbols)), Some((m, less))) = (split(of), split(by)) else { return Dim::Unknown };
+    for s in less {
+        match symbols.iter().position(|x| *x == s) {
+            Some(at) => symbols.swap_remove(at),
+            None => return Dim::Unknown,
+        };
+    }
+    match &symbols[..] {
+        [] if m > 0 && n % m == 0 => Dim::Known(n / m),
+        [s] if n == m && n > 0 => s.clone(),
+        _ => Dim::Unknown,
     }
 }
 

@@ -1,5 +1,469 @@
-//! Matrix products.
+//! Matrix products and determinants.
 
-use super::OpDef;
+use super::gemm::{Activation, Bias, Dims, Epilogue, Matrix, Real, product, product_i32, transpose};
+use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, broadcast_dims, one, util};
+use crate::ir::Dim;
+use crate::tensor::{DType, Int, Number, Shape, Tensor, cast, strides};
+use crate::{dispatch_int, dispatch_wide, invalid};
 
-pub(super) const OPS: &[OpDef] = &[];
+pub(super) const OPS: &[OpDef] = &[
+    OpDef::new("Det", &[11, 22]).infer(infer_det).kernel(build_det),
+    OpDef::new("Gemm", &[1, 6, 7, 9, 11, 13])
+        .inputs(2, 3)
+        .attrs(&["alpha", "beta", "broadcast", "transA", "transB"])
+        .infer(infer_gemm)
+        .kernel(|cx| build_gemm(cx, Activation::None)),
+    OpDef::new("MatMul", &[1, 9, 13]).inputs(2, 2).infer(|cx| infer_matmul(cx, 0, 1, cx.dtype(0))).kernel(build_matmul),
+    OpDef::new("MatMulInteger", &[10]).inputs(2, 4).infer(|cx| infer_matmul(cx, 0, 1, Some(DType::I32))).kernel(build_matmul_integer),
+    OpDef::new("QLinearMatMul", &[10, 21])
+        .inputs(8, 8)
+        .infer(|cx| infer_matmul(cx, 0, 3, cx.dtype(7)))
+        .kernel(|_| Ok(Box::new(|args| one(qlinear_matmul(&args)?)))),
+];
+
+/// How two operands of numpy's `matmul` meet: dims of one product, where each batch starts, and the shape of the result.
+pub(super) struct Plan {
+    pub dims: Dims,
+    pub starts: Vec<(usize, usize)>,
+    pub shape: Shape,
+}
+
+/// Plans `matmul` of row-major operands; `trans` says which of them is transposed in its last two axes.
+pub(super) fn plan(a: &[usize], b: &[usize], trans: (bool, bool)) -> Result<Plan, OpError> {
+    if a.is_empty() || b.is_empty() {
+        invalid!("matmul of a scalar: shapes {} and {}", Shape::from(a), Shape::from(b));
+    }
+    let (va, vb) = (a.len() == 1, b.len() == 1);
+    let (batch_a, batch_b) = (&a[..a.len().saturating_sub(2)], &b[..b.len().saturating_sub(2)]);
+    let (m, k) = match *a {
+        [k] => (1, k),
+        [.., k, m] if trans.0 => (m, k),
+        [.., m, k] => (m, k),
+        [] => (1, 1),
+    };
+    let (k2, n) = match *b {
+        [k] => (k, 1),
+        [.., n, k] if trans.1 => (k, n),
+        [.., k, n] => (k, n),
+        [] => (1, 1),
+    };
+    if k != k2 {
+        invalid!("shapes {} and {} do not multiply: {k} and {k2}", Shape::from(a), Shape::from(b));
+    }
+    let batch = util::broadcast(&[batch_a, batch_b])?;
+    let mut shape = batch.clone();
+    if !va {
+        shape.push(m);
+    }
+    if !vb {
+        shape.push(n);
+    }
+    // Rows of all batches are one matrix where the second operand is the same for all.
+    if batch_b.iter().all(|&d| d == 1) && !trans.0 && batch_b.len() <= batch_a.len() {
+        let rows = batch_a.iter().product::<usize>() * m;
+        return Ok(Plan { dims: Dims { m: rows, n, k }, starts: vec![(0, 0)], shape });
+    }
+    let (sa, sb) = (util::broadcast_strides(batch_a, &batch), util::broadcast_strides(batch_b, &batch));
+    let at = strides(&batch);
+    let starts = (0..batch.iter().product::<usize>())
+        .map(|i| {
+            let sum = |s: &[usize]| (0..batch.len()).map(|d| i / at[d] % batch[d] * s[d]).sum::<usize>();
+            (sum(&sa) * m * k, sum(&sb) * k * n)
+        })
+        .collect();
+    Ok(Plan { dims: Dims { m, n, k }, starts, shape })
+}
+
+/// Shape of `matmul` of inputs `a` and `b`.
+pub(super) fn infer_matmul(cx: &InferCtx, a: usize, b: usize, dtype: Option<DType>) -> Result<Vec<Fact>, OpError> {
+    let (Some(x), Some(y)) = (cx.shape(a), cx.shape(b)) else { return Ok(vec![Fact::partial(dtype, None)]) };
+    Ok(vec![Fact::partial(dtype, Some(matmul_dims(x, y)?))])
+}
+
+/// Dims of `matmul`.
+pub(super) fn matmul_dims(x: &[Dim], y: &[Dim]) -> Result<Vec<Dim>, OpError> {
+    let (Some(k), Some(k2)) = (x.last(), y.get(y.len().saturating_sub(2))) else { invalid!("matmul of a scalar") };
+    if !k.compatible(k2) {
+        invalid!("dims {k} and {k2} do not multiply");
+    }
+    let mut out = broadcast_dims(&x[..x.len().saturating_sub(2)], &y[..y.len().saturating_sub(2)])?;
+    if x.len() > 1 {
+        out.push(x[x.len() - 2].clone());
+    }
+    if y.len() > 1 {
+        out.push(y[y.len() - 1].clone());
+    }
+    Ok(out)
+}
+
+/// `matmul` of floats or integers of any width.
+pub(super) fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
+    if a.dtype() != b.dtype() {
+        invalid!("expected operands of one type, found {} and {}", a.dtype(), b.dtype());
+    }
+    if !a.dtype().is_float() {
+        return dispatch_int!(a.dtype(), T => matmul_int::<T>(a, b), other => invalid!("expected numbers, found {other}"));
+    }
+    scaled_matmul(a, b, (false, false), 1.0)
+}
+
+/// `alpha * a x b` of floats, either transposed in its last two axes.
+pub(super) fn scaled_matmul(a: &Tensor, b: &Tensor, trans: (bool, bool), alpha: f32) -> Result<Tensor, OpError> {
+    if a.dtype() != b.dtype() {
+        invalid!("expected operands of one type, found {} and {}", a.dtype(), b.dtype());
+    }
+    let plan = plan(a.shape(), b.shape(), trans)?;
+    let (x, y) = (util::widen(a)?, util::widen(b)?);
+    let out = dispatch_wide!(x.dtype(), T => {
+        let mut out = new_out::<T>(&plan.shape)?;
+        let (lda, ldb) = (last(a.shape()), last_or_one(b.shape()));
+        product(plan.dims, T::from_f64(alpha.into()), Matrix::new(x.as_slice::<T>()?, lda, trans.0), Matrix::new(y.as_slice::<T>()?, ldb, trans.1), &plan.starts, &mut out, &Epilogue::NONE)?;
+        Tensor::new(plan.shape, out)?
+    });
+    Ok(cast(&out, a.dtype())?)
+}
+
+fn last(shape: &[usize]) -> usize {
+    shape.last().copied().unwrap_or(1)
+}
+
+/// Columns of the second operand: a vector is a column.
+fn last_or_one(shape: &[usize]) -> usize {
+    if shape.len() == 1 { 1 } else { last(shape) }
+}
+
+/// Zeros for a result of that shape.
+pub(super) fn new_out<T: Number>(shape: &Shape) -> Result<Vec<T>, OpError> {
+    Ok(Tensor::full(shape, T::ZERO)?.into_vec()?)
+}
+
+fn matmul_int<T: Int>(a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
+    let plan = plan(a.shape(), b.shape(), (false, false))?;
+    let Dims { m, n, k } = plan.dims;
+    let (a, b) = (a.to_slice::<T>()?, b.to_slice::<T>()?);
+    let mut out = new_out::<T>(&plan.shape)?;
+    util::for_each_chunk(&mut out, n, |row, out| {
+        let (x, y) = plan.starts[row / m];
+        for (p, &f) in a[x + row % m * k..][..k].iter().enumerate() {
+            out.iter_mut().zip(&b[y + p * n..][..n]).for_each(|(o, &g)| *o = o.add(f.mul(g)));
+        }
+    });
+    Ok(Tensor::new(plan.shape, out)?)
+}
+
+fn build_matmul(_: &OpCtx) -> Result<Kernel, OpError> {
+    Ok(Box::new(|args| one(matmul(args.tensor(0)?, args.tensor(1)?)?)))
+}
+
+/// Bytes up to which a constant operand is laid out anew.
+const PREPARED: usize = 1 << 26;
+
+/// The attributes of Gemm and its constant operand.
+struct Gemm {
+    alpha: f32,
+    beta: f32,
+    trans: (bool, bool),
+    activation: Activation,
+    /// `B` as the wide row-major `[k, n]` that the product reads fastest.
+    prepared: Option<Tensor>,
+}
+
+/// Gemm, and the fused one with an activation.
+pub(super) fn build_gemm(cx: &OpCtx, activation: Activation) -> Result<Kernel, OpError> {
+    let trans = (cx.attrs.int_or("transA", 0)? != 0, cx.attrs.int_or("transB", 0)? != 0);
+    let prepared = cx.constant(1).and_then(|b| prepare(b, trans.1));
+    let gemm = Gemm { alpha: cx.attrs.float_or("alpha", 1.0)?, beta: cx.attrs.float_or("beta", 1.0)?, trans, activation, prepared };
+    Ok(Box::new(move |args| one(run_gemm(&gemm, &args)?)))
+}
+
+fn prepare(b: &Tensor, transposed: bool) -> Option<Tensor> {
+    let [rows, cols] = **b.shape() else { return None };
+    if !b.dtype().is_float() || b.bytes().is_none_or(|x| x.len() > PREPARED) || !(transposed || b.dtype().bits() == 16) {
+        return None;
+    }
+    let wide = util::widen(b).ok()?;
+    if !transposed {
+        return Some(wide);
+    }
+    match wide.dtype() {
+        DType::F32 => Tensor::new([cols, rows], transpose(wide.as_slice::<f32>().ok()?, rows, cols)).ok(),
+        DType::F64 => Tensor::new([cols, rows], transpose(wide.as_slice::<f64>().ok()?, rows, cols)).ok(),
+        _ => None,
+    }
+}
+
+fn run_gemm(gemm: &Gemm, args: &Args) -> Result<Tensor, OpError> {
+    let (a, b, c) = (args.tensor(0)?, args.tensor(1)?, args.opt(2)?);
+    if a.rank() != 2 || b.rank() != 2 {
+        invalid!("expected matrices, found shapes {} and {}", a.shape(), b.shape());
+    }
+    if b.dtype() != a.dtype() || c.is_some_and(|c| c.dtype() != a.dtype()) {
+        invalid!("expected operands of one type, found {}, {} and {}", a.dtype(), b.dtype(), c.map_or(a.dtype(), Tensor::dtype));
+    }
+    let plan = plan(a.shape(), b.shape(), gemm.trans)?;
+    if let Some(c) = c
+        && *util::broadcast(&[c.shape(), &plan.shape])? != *plan.shape
+    {
+        invalid!("shape {} of C does not broadcast to {}", c.shape(), plan.shape);
+    }
+    if !a.dtype().is_float() {
+        return dispatch_int!(a.dtype(), T => gemm_int::<T>(gemm, a, b, c, &plan), other => invalid!("expected numbers, found {other}"));
+    }
+    let (x, c) = (util::widen(a)?, c.filter(|_| gemm.beta != 0.0).map(util::widen).transpose()?);
+    let (y, trans_b) = match &gemm.prepared {
+        Some(b) => (b.clone(), false),
+        None => (util::widen(b)?, gemm.trans.1),
+    };
+    let out = dispatch_wide!(x.dtype(), T => gemm_float::<T>(gemm, &x, (&y, trans_b), c.as_ref(), plan)?);
+    Ok(cast(&out, a.dtype())?)
+}
+
+fn gemm_float<T: Real>(gemm: &Gemm, a: &Tensor, b: (&Tensor, bool), c: Option<&Tensor>, plan: Plan) -> Result<Tensor, OpError> {
+    let Dims { m, n, .. } = plan.dims;
+    let beta = T::from_f64(gemm.beta.into());
+    let scaled: Vec<T>;
+    let bias = match c {
+        None => Bias::None,
+        Some(c) => {
+            let mut data = c.as_slice::<T>()?;
+            if gemm.beta != 1.0 {
+                scaled = data.iter().map(|&x| Number::mul(x, beta)).collect();
+                data = &scaled;
+            }
+            // A matrix with one row or column broadcasts as a vector.
+            match **c.shape() {
+                _ if data.len() == 1 => Bias::Scalar(data[0]),
+                [rows, cols] if rows == m && cols == n => Bias::Full(data),
+                [rows, 1] if rows == m => Bias::Column(data),
+                _ => Bias::Row(data),
+            }
+        }
+    };
+    let epilogue = Epilogue { bias, activation: gemm.activation };
+    let mut out = new_out::<T>(&plan.shape)?;
+    let (x, y) = (Matrix::new(a.as_slice::<T>()?, a.shape()[1], gemm.trans.0), Matrix::new(b.0.as_slice::<T>()?, b.0.shape()[1], b.1));
+    product(plan.dims, T::from_f64(gemm.alpha.into()), x, y, &plan.starts, &mut out, &epilogue)?;
+    Ok(Tensor::new(plan.shape, out)?)
+}
+
+fn gemm_int<T: Int>(gemm: &Gemm, a: &Tensor, b: &Tensor, c: Option<&Tensor>, plan: &Plan) -> Result<Tensor, OpError> {
+    let Dims { m, n, k } = plan.dims;
+    let (x, y) = (a.to_slice::<T>()?, b.to_slice::<T>()?);
+    let (a, b) = (Matrix::new(&x, a.shape()[1], gemm.trans.0), Matrix::new(&y, b.shape()[1], gemm.trans.1));
+    let c = c.map(|c| Ok::<_, OpError>((c.to_slice::<T>()?, util::broadcast_strides(c.shape(), &plan.shape)))).transpose()?;
+    let scale = |x: T, f: f32| if f == 1.0 { x } else { T::from_f64(x.to_f64() * f64::from(f)) };
+    let mut out = new_out::<T>(&plan.shape)?;
+    for i in 0..m {
+        for j in 0..n {
+            let sum = (0..k).fold(T::ZERO, |s, p| s.add(a.data[i * a.row + p * a.col].mul(b.data[p * b.row + j * b.col])));
+            let add = c.as_ref().map_or(T::ZERO, |(c, s)| scale(c[i * s[0] + j * s[1]], gemm.beta));
+            out[i * n + j] = scale(sum, gemm.alpha).add(add);
+        }
+    }
+    Ok(Tensor::new(&plan.shape, out)?)
+}
+
+/// Shape of Gemm.
+pub(super) fn infer_gemm(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
+    let side = |i: usize, name: &str, at: usize| -> Result<Dim, OpError> {
+        let flip = usize::from(cx.op.attrs.int_or(name, 0)? != 0);
+        match cx.shape(i) {
+            None => Ok(Dim::Unknown),
+            Some(s) if s.len() == 2 => Ok(s[at ^ flip].clone()),
+            Some(s) => invalid!("input {i}: expected a matrix, found rank {}", s.len()),
+        }
+    };
+    let (k, k2) = (side(0, "transA", 1)?, side(1, "transB", 0)?);
+    if !k.compatible(&k2) {
+        invalid!("dims {k} and {k2} do not multiply");
+    }
+    Ok(vec![Fact::partial(cx.dtype(0).or(cx.dtype(1)), Some(vec![side(0, "transA", 0)?, side(1, "transB", 1)?]))])
+}
+
+/// An 8-bit operand as exact `f32`s, less its zero point: a scalar, or one per row (`rows`) or column of the last two axes.
+pub(super) fn centred(t: &Tensor, zero: Option<&Tensor>, rows: bool) -> Result<Vec<f32>, OpError> {
+    if t.dtype().bits() != 8 {
+        invalid!("expected 8-bit elements, found {}", t.dtype());
+    }
+    let mut out = t.to_f32s()?;
+    if let Some(zero) = zero {
+        let zeros = zero.to_f32s()?;
+        spread(t.shape(), &zeros, rows, &mut out, |x, z| *x -= z)?;
+    }
+    Ok(out)
+}
+
+/// Calls `f` for each element and the parameter that applies to it: one for all, one per row or column of the last two
+/// axes (of each batch, or of all).
+fn spread<T: Copy, U>(shape: &[usize], params: &[T], rows: bool, data: &mut [U], f: impl Fn(&mut U, T)) -> Result<(), OpError> {
+    if let [p] = params {
+        data.iter_mut().for_each(|x| f(x, *p));
+        return Ok(());
+    }
+    let cols = last(shape).max(1);
+    let height = if shape.len() < 2 { 1 } else { shape[shape.len() - 2] };
+    let unit = if rows { height } else { cols };
+    if params.is_empty()
+        || unit == 0
+        || !params.len().is_multiple_of(unit)
+        || !(data.len() / cols / height.max(1)).is_multiple_of(params.len() / unit)
+    {
+        invalid!("{} scales or zero points do not fit shape {}", params.len(), Shape::from(shape));
+    }
+    for (r, row) in data.chunks_mut(cols).enumerate() {
+        let (batch, r) = (r / height, r % height);
+        let group = &params[batch * unit % params.len()..][..unit];
+        if rows {
+            row.iter_mut().for_each(|x| f(x, group[r]));
+        } else {
+            row.iter_mut().zip(group).for_each(|(x, p)| f(x, *p));
+        }
+    }
+    Ok(())
+}
+
+/// `i32` sums of 8-bit operands.
+pub(super) fn integer_product(a: &Tensor, b: &Tensor, az: Option<&Tensor>, bz: Option<&Tensor>) -> Result<(Shape, Vec<i32>), OpError> {
+    let plan = plan(a.shape(), b.shape(), (false, false))?;
+    let (x, y) = (centred(a, az, true)?, centred(b, bz, false)?);
+    let mut out = new_out::<i32>(&plan.shape)?;
+    product_i32(plan.dims, &x, &y, &plan.starts, &mut out)?;
+    Ok((plan.shape, out))
+}
+
+fn build_matmul_integer(cx: &OpCtx) -> Result<Kernel, OpError> {
+    // A constant B with a constant (or no) zero point is converted once.
+    let zero = cx.constant(3);
+    let prepared = match cx.constant(1) {
+        Some(b) if b.bytes().is_some_and(|x| x.len() <= PREPARED / 4) && (cx.inputs < 4 || zero.is_some()) => centred(b, zero, false).ok(),
+        _ => None,
+    };
+    Ok(Box::new(move |args| {
+        let (a, b, az) = (args.tensor(0)?, args.tensor(1)?, args.opt(2)?);
+        let (shape, out) = match &prepared {
+            None => integer_product(a, b, az, args.opt(3)?)?,
+            Some(y) => {
+                let plan = plan(a.shape(), b.shape(), (false, false))?;
+                let mut out = new_out::<i32>(&plan.shape)?;
+                product_i32(plan.dims, &centred(a, az, true)?, y, &plan.starts, &mut out)?;
+                (plan.shape, out)
+            }
+        };
+        one(Tensor::new(shape, out)?)
+    }))
+}
+
+fn qlinear_matmul(args: &Args) -> Result<Tensor, OpError> {
+    let [a, sa, za, b, sb, zb, sy, zy] =
+        <[&Tensor; 8]>::try_from(args.tensors(0)?).map_err(|_| OpError::Invalid("expected 8 inputs".into()))?;
+    let float8 = a.dtype().is_float();
+    let (shape, mut out) = if float8 {
+        let plan = plan(a.shape(), b.shape(), (false, false))?;
+        let mut out = new_out::<f32>(&plan.shape)?;
+        let (x, y) = (centred(a, None, true)?, centred(b, None, false)?);
+        let (lda, ldb) = (last(a.shape()), last_or_one(b.shape()));
+        product(plan.dims, 1.0, Matrix::new(&x, lda, false), Matrix::new(&y, ldb, false), &plan.starts, &mut out, &Epilogue::NONE)?;
+        (plan.shape, out.into_iter().map(f64::from).collect::<Vec<f64>>())
+    } else {
+        let (shape, sums) = integer_product(a, b, Some(za), Some(zb))?;
+        (shape, sums.into_iter().map(f64::from).collect())
+    };
+    let grid: Shape = if a.rank() == 1 || b.rank() == 1 { Shape::from([1, shape.iter().product()]) } else { shape.clone() };
+    spread(&grid, &sa.to_f32s()?, true, &mut out, |x, s| *x *= f64::from(s))?;
+    spread(&grid, &sb.to_f32s()?, false, &mut out, |x, s| *x *= f64::from(s))?;
+    spread(&grid, &sy.to_f32s()?, true, &mut out, |x, s| *x /= f64::from(s))?;
+    if float8 {
+        return Ok(cast(&Tensor::new(shape, out)?, zy.dtype())?);
+    }
+    spread(&grid, &zy.to_f32s()?, true, &mut out, |x, z| *x = (*x as f32).round_ties_even() as f64 + f64::from(z))?;
+    dispatch_int!(zy.dtype(), T => Ok(Tensor::new(shape, out.into_iter().map(T::from_f64).collect::<Vec<T>>())?), other => invalid!("expected an integer zero point, found {other}"))
+}
+
+fn infer_det(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
+    let shape = match cx.shape(0) {
+        Some(s) if s.len() < 2 => invalid!("expected square matrices, found rank {}", s.len()),
+        s => s.map(|s| s[..s.len() - 2].to_vec()),
+    };
+    Ok(vec![Fact::partial(cx.dtype(0), shape)])
+}
+
+fn build_det(_: &OpCtx) -> Result<Kernel, OpError> {
+    Ok(Box::new(|args| -> Result<Outputs, OpError> {
+        let t = args.tensor(0)?;
+        let [batch @ .., rows, cols] = &**t.shape() else { invalid!("expected square matrices, found shape {}", t.shape()) };
+        if rows != cols || !t.dtype().is_float() {
+            invalid!("expected square matrices of floats, found {}{}", t.dtype(), t.shape());
+        }
+        let wide: Vec<f64> = cast(t, DType::F64)?.into_vec()?;
+        let count = batch.iter().product();
+        let out: Vec<f64> = (0..count).map(|i| determinant(wide[i * rows * rows..][..rows * rows].to_vec(), *rows)).collect();
+        one(cast(&Tensor::new(batch, out)?, t.dtype())?)
+    }))
+}
+
+/// By elimination with partial pivoting.
+fn determinant(mut m: Vec<f64>, n: usize) -> f64 {
+    let mut det = 1.0;
+    for c in 0..n {
+        let Some(pivot) = (c..n).max_by(|&i, &j| m[i * n + c].abs().total_cmp(&m[j * n + c].abs())) else { break };
+        if m[pivot * n + c] == 0.0 {
+            return 0.0;
+        }
+        if pivot != c {
+            (0..n).for_each(|j| m.swap(pivot * n + j, c * n + j));
+            det = -det;
+        }
+        det *= m[c * n + c];
+        for i in c + 1..n {
+            let f = m[i * n + c] / m[c * n + c];
+            (c..n).for_each(|j| m[i * n + j] -= f * m[c * n + j]);
+        }
+    }
+    det
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::run;
+    use super::*;
+    use crate::ir::Attrs;
+
+    fn t<T: crate::tensor::Element>(shape: &[usize], data: Vec<T>) -> Tensor {
+        Tensor::new(shape, data).unwrap()
+    }
+
+    #[test]
+    fn matmul_broadcasts_batches_and_takes_vectors() {
+        let a = t(&[2, 1, 2], vec![1f32, 2.0, 3.0, 4.0]);
+        let b = t(&[2, 2, 1], vec![1f32, 1.0, 2.0, 2.0]);
+        assert_eq!(run("MatMul", 13, Attrs::new(), &[a.clone(), b]).unwrap(), t(&[2, 1, 1], vec![3f32, 14.0]));
+        assert_eq!(run("MatMul", 13, Attrs::new(), &[a, t(&[2], vec![1f32, 1.0])]).unwrap(), t(&[2, 1], vec![3f32, 7.0]));
+        let v = t(&[2], vec![3i64, 4]);
+        assert_eq!(run("MatMul", 13, Attrs::new(), &[v.clone(), v]).unwrap(), t(&[], vec![25i64]));
+        assert!(run("MatMul", 13, Attrs::new(), &[t(&[2, 3], vec![0f32; 6]), t(&[2, 3], vec![0f32; 6])]).is_err());
+    }
+
+    #[test]
+    fn gemm_scales_and_adds() {
+        let attrs = Attrs::new().with("alpha", 0.5f32).with("beta", 2f32).with("transB", 1i64);
+        let a = t(&[2, 2], vec![1f32, 2.0, 3.0, 4.0]);
+        let b = t(&[3, 2], vec![1f32, 0.0, 0.0, 1.0, 1.0, 1.0]);
+        let want = t(&[2, 3], vec![2.5f32, 3.0, 3.5, 3.5, 4.0, 5.5]);
+        assert_eq!(run("Gemm", 13, attrs.clone(), &[a.clone(), b.clone(), t(&[1, 3], vec![1f32; 3])]).unwrap(), want);
+        assert_eq!(run("Gemm", 13, attrs, &[a, b, t(&[2, 1], vec![1f32; 2])]).unwrap(), want);
+    }
+
+    #[test]
+    fn matmul_integer_takes_zero_points_per_column() {
+        let a = t(&[1, 2], vec![11u8, 12]);
+        let b = t(&[2, 2], vec![1i8, 2, 3, 4]);
+        let out = run("MatMulInteger", 10, Attrs::new(), &[a, b, t(&[], vec![10u8]), t(&[2], vec![0i8, 1])]).unwrap();
+        assert_eq!(out, t(&[1, 2], vec![7i32, 7]));
+    }
+
+    #[test]
+    fn det_of_a_batch() {
+        let m = t(&[2, 2, 2], vec![1f32, 2.0, 3.0, 4.0, 0.0, 1.0, 1.0, 0.0]);
+        assert_eq!(run("Det", 11, Attrs::new(), &[m]).unwrap(), t(&[2], vec![-2f32, -1.0]));
+    }
+}

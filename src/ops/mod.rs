@@ -2,7 +2,13 @@
 //! and execution all follow from the record.
 
 mod args;
+pub mod elementwise;
+mod gemm;
 mod infer;
+pub mod math;
+mod mersenne;
+mod movement;
+mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod util;
@@ -20,11 +26,14 @@ mod cumulative;
 mod einsum;
 mod gather;
 mod generate;
+mod labels;
 mod loss;
 mod matmul;
 mod microsoft;
 mod ml;
+mod ngrams;
 mod norm;
+mod pad;
 mod pool;
 mod quant;
 mod random;
@@ -42,7 +51,9 @@ mod softmax;
 mod sparse;
 mod text;
 mod training;
+mod transpose;
 mod unary;
+mod unique;
 mod variadic;
 mod vision;
 
@@ -207,11 +218,18 @@ const FAMILIES: &[&[OpDef]] = &[
     einsum::OPS,
     gather::OPS,
     generate::OPS,
+    labels::OPS,
     loss::OPS,
     matmul::OPS,
-    microsoft::OPS,
+    microsoft::attention::OPS,
+    microsoft::blocks::OPS,
+    microsoft::embed::OPS,
+    microsoft::fused::OPS,
+    microsoft::qlinear::OPS,
     ml::OPS,
+    ngrams::OPS,
     norm::OPS,
+    pad::OPS,
     pool::OPS,
     quant::OPS,
     random::OPS,
@@ -228,7 +246,9 @@ const FAMILIES: &[&[OpDef]] = &[
     softmax::OPS,
     text::OPS,
     training::OPS,
+    transpose::OPS,
     unary::OPS,
+    unique::OPS,
     variadic::OPS,
     vision::OPS,
 ];

@@ -1,6 +1,6 @@
 //! Pooling: the greatest, the mean or the norm of what lies under a sliding window, or of whole planes; and its inverse.
 
-use super::util::{Real, filled, for_each_chunk, product, real_dtype};
+use super::util::{Real, checked_product, filled, for_each_chunk, real_dtype};
 use super::window::{Axis, Span, Window, advance};
 use super::{Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, one};
 use crate::ir::{Attr, Attrs, Dim};
@@ -125,7 +125,7 @@ fn plan(window: &Window, x: &Tensor) -> Result<(Option<Plan>, Vec<usize>), OpErr
     let axes = window.axes(&x.shape()[2..], kernel_of(window)?)?;
     let mut shape = x.shape()[..2].to_vec();
     shape.extend(axes.iter().map(|a| a.output));
-    let some = product(&shape)? > 0;
+    let some = checked_product(&shape)? > 0;
     Ok((some.then(|| Plan::new(axes)), shape))
 }
 
@@ -152,7 +152,7 @@ fn build_real(cx: &OpCtx, fold: Fold) -> Result<Kernel, OpError> {
 
 fn real<T: Real>(window: &Window, x: &Tensor, fold: Fold) -> Result<Outputs, OpError> {
     let (plan, shape) = plan(window, x)?;
-    let mut y = filled(product(&shape)?, T::zero())?;
+    let mut y = filled(checked_product(&shape)?, T::zero())?;
     let wide = cast(x, T::DTYPE)?;
     let xs = wide.to_slice::<T>()?;
     if let Some(plan) = plan {
@@ -226,7 +226,7 @@ fn greatest<T: Number>(plan: &Plan, plane: &[T], index: &[usize]) -> Option<usiz
 
 fn max<T: Number>(window: &Window, x: &Tensor, with_indices: bool, column_major: bool) -> Result<Outputs, OpError> {
     let (plan, shape) = plan(window, x)?;
-    let len = product(&shape)?;
+    let len = checked_product(&shape)?;
     let mut y = filled(len, T::lowest())?;
     let mut indices = filled(if with_indices { len } else { 0 }, -1i64)?;
     let xs = x.to_slice::<T>()?;
@@ -276,10 +276,10 @@ fn global<T: Real>(x: &Tensor, fold: Fold) -> Result<Outputs, OpError> {
         invalid!("input 0: expected rank 2 or more, found {}", x.rank());
     }
     let shape: Vec<usize> = x.shape().iter().enumerate().map(|(i, &d)| if i < 2 { d } else { 1 }).collect();
-    let plane = product(&x.shape()[2..])?;
+    let plane = checked_product(&x.shape()[2..])?;
     let wide = cast(x, T::DTYPE)?;
     let xs = wide.to_slice::<T>()?;
-    let mut y = filled(product(&shape)?, T::zero())?;
+    let mut y = filled(checked_product(&shape)?, T::zero())?;
     // Planes are the grain here: outputs are few, their inputs many.
     let planes: Vec<usize> = (0..y.len()).collect();
     let fold_plane = |i: usize| {
@@ -357,8 +357,8 @@ fn build_unpool(cx: &OpCtx) -> Result<Kernel, OpError> {
 
 /// Puts each element back where its index says, counted over `covered`, in the corner of an output of `shape`.
 fn unpool<T: Number>(x: &Tensor, indices: &[i64], covered: &[usize], shape: &[usize]) -> Result<Tensor, OpError> {
-    let len = product(covered)?;
-    let mut y = filled(product(shape)?, T::ZERO)?;
+    let len = checked_product(covered)?;
+    let mut y = filled(checked_product(shape)?, T::ZERO)?;
     let out_strides = strides(shape);
     for (&x, &i) in x.to_slice::<T>()?.iter().zip(indices) {
         let Some(at) = usize::try_from(i).ok().filter(|&i| i < len) else { invalid!("index {i} is out of range for {len} elements") };

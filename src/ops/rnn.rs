@@ -1,6 +1,6 @@
 //! Recurrent networks: RNN, GRU and LSTM, one loop over time with a cell each.
 
-use super::util::{Real, filled, product, real_dtype};
+use super::util::{Real, checked_product, filled, real_dtype};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs};
 use crate::invalid;
 use crate::ir::Dim;
@@ -306,12 +306,12 @@ fn run<T: Real>(spec: &Spec, args: &Args) -> Result<Outputs, OpError> {
         match t {
             Some(t) if spec.batch_first => Ok(swap(t.as_slice::<T>()?, batch, d, h)),
             Some(t) => Ok(t.into_vec()?),
-            None => filled(product(&[d, batch, h])?, T::zero()),
+            None => filled(checked_product(&[d, batch, h])?, T::zero()),
         }
     };
     let (mut hs, mut cs) = (state(h0)?, if lstm { state(c0)? } else { Vec::new() });
     let xs = if spec.batch_first { swap(x.as_slice::<T>()?, batch, time, s.input) } else { x.into_vec()? };
-    let mut y = filled(product(&[time, d, batch, h])?, T::zero())?;
+    let mut y = filled(checked_product(&[time, d, batch, h])?, T::zero())?;
     for i in 0..d {
         let weights = Weights {
             w: &w.as_slice::<T>()?[i * rows * s.input..][..rows * s.input],
@@ -388,9 +388,9 @@ fn direction<T: Real>(
 ) -> Result<(), OpError> {
     let (back, acts) = &spec.directions[which];
     let (rows, hid) = (spec.cell.gates() * s.hidden, s.hidden);
-    let mut xw = filled(product(&[s.time, s.batch, rows])?, T::zero())?;
+    let mut xw = filled(checked_product(&[s.time, s.batch, rows])?, T::zero())?;
     mul_t(xs, weights.w, &mut xw, (s.time * s.batch, s.input, rows))?;
-    let mut hr = filled(product(&[s.batch, rows])?, T::zero())?;
+    let mut hr = filled(checked_product(&[s.batch, rows])?, T::zero())?;
     let zeros = vec![T::zero(); 2 * rows];
     let (wb, rb) = weights.b.unwrap_or(&zeros).split_at(rows);
     let clip = spec.clip.map(|c| T::of(c.into()));

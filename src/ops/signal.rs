@@ -1,6 +1,6 @@
 //! Signals: DFT and STFT by a fast transform of any length, window functions, and the mel filter bank.
 
-use super::util::{Real, axis, filled, for_each_chunk, product, real_dtype};
+use super::util::{Real, axis, checked_product, filled, for_each_chunk, real_dtype};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, one};
 use crate::invalid;
 use crate::ir::{Attrs, Dim};
@@ -251,15 +251,15 @@ fn build_dft(cx: &OpCtx) -> Result<Kernel, OpError> {
 fn dft<T: Real>(x: &Tensor, axis: usize, n: usize, spectrum: Spectrum) -> Result<Outputs, OpError> {
     let rank = x.rank();
     let (samples, parts) = (x.shape()[axis], x.shape()[rank - 1]);
-    let inner = product(&x.shape()[axis + 1..rank - 1])?;
-    let outer = product(&x.shape()[..axis])?;
+    let inner = checked_product(&x.shape()[axis + 1..rank - 1])?;
+    let outer = checked_product(&x.shape()[..axis])?;
     let wide = cast(x, T::DTYPE)?;
     let xs = wide.to_slice::<T>()?;
     let transform = Transform::new(n, matches!(spectrum, Spectrum::Inverse | Spectrum::RealInverse))?;
     let (outputs, out_parts) = (spectrum.outputs(n), spectrum.parts());
     // One line after the other, each along the axis; brought into place below.
     let line = outputs * out_parts;
-    let mut lines = filled(product(&[outer, inner, outputs, out_parts])?, T::zero())?;
+    let mut lines = filled(checked_product(&[outer, inner, outputs, out_parts])?, T::zero())?;
     filled(n, Complex64::default())?;
     for_each_chunk(&mut lines, line, |i, out| {
         let (o, k) = (i / inner, i % inner);
@@ -359,7 +359,7 @@ fn stft<T: Real>(args: &Args, onesided: bool) -> Result<Outputs, OpError> {
     let xs = wide.to_slice::<T>()?;
     let transform = Transform::new(n, false)?;
     let shape = [batch, frames, bins, 2];
-    let mut y = filled(product(&shape)?, T::zero())?;
+    let mut y = filled(checked_product(&shape)?, T::zero())?;
     for_each_chunk(&mut y, bins * 2, |i, out| {
         let from = (i / frames * samples + i % frames * step) * parts;
         let mut buffer = vec![Complex64::default(); n];
@@ -400,7 +400,7 @@ fn build_mel(cx: &OpCtx) -> Result<Kernel, OpError> {
             (((n as f64 + 1.0) * frequency / rate as f64).floor().max(0.0)) as usize
         };
         let shape = [bins, bands];
-        let mut y = filled(product(&shape)?, 0.0)?;
+        let mut y = filled(checked_product(&shape)?, 0.0)?;
         for band in 0..bands {
             let (lower, centre, upper) = (edge(band), edge(band + 1), edge(band + 2));
             for bin in lower.min(centre)..upper.max(centre + 1).min(bins) {

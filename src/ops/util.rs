@@ -2,7 +2,7 @@
 
 use super::OpError;
 use crate::invalid;
-use crate::tensor::{DType, Shape, broadcast_shapes, checked_len, strides};
+use crate::tensor::{DType, Element, Shape, Tensor, broadcast_shapes, cast, checked_len, strides};
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
@@ -33,6 +33,17 @@ pub fn axes(list: &[i64], rank: usize) -> Result<Vec<usize>, OpError> {
         invalid!("an axis is repeated in {list:?}");
     }
     Ok(out)
+}
+
+/// An index in `-n..n` as a position.
+pub fn position(index: i64, n: usize) -> Option<usize> {
+    let n = n as i64;
+    (-n..n).contains(&index).then_some(if index < 0 { index + n } else { index } as usize)
+}
+
+/// The number of positions of some dims of a tensor. It may wrap where another dim is 0, for then there are no elements.
+pub fn product(dims: &[usize]) -> usize {
+    dims.iter().fold(1, |n, &d| usize::wrapping_mul(n, d))
 }
 
 /// The shape that all broadcast to.
@@ -104,6 +115,48 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &m
     }
 }
 
+/// Zeros (or empty strings) for a tensor of `shape`; memory that is not to be had is an error, not an abort.
+///
+/// # Errors
+/// A size that fits no memory.
+pub fn zeros<T: Element>(shape: &[usize]) -> Result<Vec<T>, OpError> {
+    let Some(len) = checked_len(shape) else { invalid!("shape {} is too large", Shape::from(shape)) };
+    // The reservation only asks; the vector itself then comes zeroed from the system.
+    if Vec::<T>::new().try_reserve_exact(len).is_err() {
+        invalid!("shape {} does not fit memory", Shape::from(shape));
+    }
+    Ok(vec![T::default(); len])
+}
+
+/// The tensor in the type in which floats are computed: halves as `float32`, the others as they are.
+///
+/// # Errors
+/// The tensor is a stand-in.
+pub fn widen(t: &Tensor) -> Result<Tensor, OpError> {
+    match t.dtype() {
+        DType::F16 | DType::BF16 => Ok(cast(t, DType::F32)?),
+        _ => Ok(t.clone().aligned()),
+    }
+}
+
+/// Runs an expression with `$t` bound to `f32` or `f64`: for kernels whose halves are widened (see [`widen`]).
+#[macro_export]
+macro_rules! dispatch_wide {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::tensor::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::tensor::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            other => $crate::invalid!("expected floating-point elements, found {other}"),
+        }
+    };
+}
+
 /// The floats that are computed in: `f32` for itself and the halves, `f64` for itself. Tensors are cast on the way in and out.
 pub trait Real: crate::tensor::Element + num_traits::Float + std::iter::Sum + ndarray::LinalgScalar {
     /// The nearest value.
@@ -159,7 +212,7 @@ pub fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>, OpError> {
 ///
 /// # Errors
 /// It does not fit the address space.
-pub fn product(dims: &[usize]) -> Result<usize, OpError> {
+pub fn checked_product(dims: &[usize]) -> Result<usize, OpError> {
     match checked_len(dims) {
         Some(n) => Ok(n),
         None => invalid!("shape {} is too large", Shape::from(dims)),

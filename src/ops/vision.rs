@@ -1,6 +1,6 @@
 //! Boxes and regions: NonMaxSuppression, RoiAlign and MaxRoiPool.
 
-use super::util::{Real, filled, for_each_chunk, product, real_dtype};
+use super::util::{Real, checked_product, filled, for_each_chunk, real_dtype};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, one};
 use crate::invalid;
 use crate::ir::{Attrs, Dim};
@@ -209,7 +209,7 @@ fn roi_align<T: Real>(a: Align, args: &Args) -> Result<Outputs, OpError> {
         invalid!("input 2: index {i} is out of range for {batch} images");
     }
     let shape = [count, channels, a.height, a.width];
-    let mut y = filled(product(&shape)?, T::zero())?;
+    let mut y = filled(checked_product(&shape)?, T::zero())?;
     if height * width == 0 && !y.is_empty() {
         invalid!("input 0: an image of no pixels has no regions");
     }
@@ -287,7 +287,7 @@ fn roi_pool<T: Real>([rows, columns]: [usize; 2], scale: f64, args: &Args) -> Re
         invalid!("input 1: index {} is out of range for {batch} images", r[0]);
     }
     let shape = [count, channels, rows, columns];
-    let mut y = filled(product(&shape)?, T::zero())?;
+    let mut y = filled(checked_product(&shape)?, T::zero())?;
     let wide = cast(x, T::DTYPE)?;
     let xs = wide.to_slice::<T>()?;
     for_each_chunk(&mut y, rows * columns, |i, out| {

@@ -1,5 +1,25 @@
 //! Stores of table rows. A [`Store`] answers lookups; the wrappers add one property each and are stores themselves.
 
+mod counters;
+mod dedup;
+mod gather;
+mod keys;
+mod layout;
+mod memory;
+mod piece;
+pub mod pserver;
+mod request;
+mod sharded;
+mod shards;
+mod writer;
+
+pub use dedup::Dedup;
+pub use memory::Memory;
+pub use piece::{PieceRows, checksum};
+pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, serve, serve_shards, server_info, stop_server};
+pub use shards::{Shards, open_local, read_manifest};
+pub use writer::{piece_file, write_table};
+
 use crate::tensor::{DType, Shape, Tensor};
 use std::fmt;
 use std::future::Future;
@@ -33,7 +53,7 @@ pub struct Query {
 pub type LookupFuture<'a> = Pin<Box<dyn Future<Output = Result<Vec<Tensor>, StoreError>> + Send + 'a>>;
 
 /// Counters of a store since it was opened. A wrapper adds its own to those of the store within.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs)]
 pub struct Stats {
     /// Calls of [`Store::lookup`].
@@ -116,4 +136,12 @@ pub enum StoreError {
     /// Files that are missing, torn or foreign.
     #[error("{0}")]
     Corrupt(String),
+}
+
+/// That every query names a table there is.
+fn check_tables(tables: &[Table], queries: &[Query]) -> Result<(), StoreError> {
+    match queries.iter().find(|q| q.table >= tables.len()) {
+        Some(q) => Err(StoreError::Corrupt(format!("table {} of {}", q.table, tables.len()))),
+        None => Ok(()),
+    }
 }

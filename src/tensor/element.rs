@@ -13,6 +13,11 @@ pub trait Element: Clone + Default + PartialEq + Debug + Send + Sync + 'static {
     fn slice_from_bytes(bytes: &[u8]) -> Option<&[Self]>;
     /// A copy out of bytes on any alignment; `None` if they are not whole or not valid.
     fn vec_from_bytes(bytes: &[u8]) -> Option<Vec<Self>>;
+    /// A vector of another type as these elements, re-used where width and alignment are the same; `None` if the bytes are
+    /// not whole or not valid.
+    fn vec_from_words<W: bytemuck::NoUninit>(words: Vec<W>) -> Option<Vec<Self>> {
+        Self::vec_from_bytes(bytemuck::cast_slice(&words))
+    }
 }
 
 macro_rules! elements {
@@ -31,14 +36,30 @@ macro_rules! elements {
                 }
                 bytes.chunks_exact(size_of::<Self>()).map(|c| bytemuck::checked::try_pod_read_unaligned(c).ok()).collect()
             }
+            fn vec_from_words<W: bytemuck::NoUninit>(words: Vec<W>) -> Option<Vec<Self>> {
+                bytemuck::allocation::try_cast_vec(words).or_else(|(_, w)| Self::vec_from_bytes(bytemuck::cast_slice(&w)).ok_or(())).ok()
+            }
         }
     )*};
 }
 elements!(
-    f32 => F32, u8 => U8, i8 => I8, u16 => U16, i16 => I16, i32 => I32, i64 => I64, bool => Bool, f16 => F16, f64 => F64,
+    f32 => F32, u8 => U8, i8 => I8, u16 => U16, i16 => I16, i32 => I32, i64 => I64, f16 => F16, f64 => F64,
     u32 => U32, u64 => U64, Complex32 => C64, Complex64 => C128, bf16 => BF16, F8E4M3FN => F8E4M3FN,
     F8E4M3FNUZ => F8E4M3FNUZ, F8E5M2 => F8E5M2, F8E5M2FNUZ => F8E5M2FNUZ, F8E8M0 => F8E8M0,
 );
+
+impl Element for bool {
+    const DTYPE: DType = DType::Bool;
+    fn as_bytes(slice: &[Self]) -> Option<&[u8]> {
+        Some(bytemuck::cast_slice(slice))
+    }
+    fn slice_from_bytes(bytes: &[u8]) -> Option<&[Self]> {
+        bytemuck::checked::try_cast_slice(bytes).ok()
+    }
+    fn vec_from_bytes(bytes: &[u8]) -> Option<Vec<Self>> {
+        bytes.iter().all(|&b| b <= 1).then(|| bytes.iter().map(|&b| b != 0).collect())
+    }
+}
 
 impl Element for String {
     const DTYPE: DType = DType::String;

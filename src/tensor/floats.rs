@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// A small float format: mantissa bits, exponent bias, the greatest finite value, and the codes of NaN and infinity.
+/// A small float format: mantissa bits, exponent bias, the greatest finite value, and the codes of NaN (where
+/// that is the sign bit, NaN has no sign) and infinity.
 struct Format {
     mantissa: i32,
     bias: i32,
@@ -15,38 +16,30 @@ struct Format {
 
 const E4M3FN: Format = Format { mantissa: 3, bias: 7, max: 448.0, nan: 0x7f, inf: None, fnuz: false };
 const E4M3FNUZ: Format = Format { mantissa: 3, bias: 8, max: 240.0, nan: 0x80, inf: None, fnuz: true };
-const E5M2: Format = Format { mantissa: 2, bias: 15, max: 57344.0, nan: 0x7f, inf: Some(0x7c), fnuz: false };
+const E5M2: Format = Format { mantissa: 2, bias: 15, max: 57344.0, nan: 0x7e, inf: Some(0x7c), fnuz: false };
 const E5M2FNUZ: Format = Format { mantissa: 2, bias: 16, max: 57344.0, nan: 0x80, inf: None, fnuz: true };
-/// The 4-bit E2M1: no NaN and no infinity (they saturate), sign in bit 3.
-const E2M1: Format = Format { mantissa: 1, bias: 1, max: 6.0, nan: 0x07, inf: None, fnuz: false };
+/// The 4-bit E2M1, sign in bit 3: no infinity (it saturates), no NaN (it becomes negative zero, as `ml_dtypes` has it).
+const E2M1: Format = Format { mantissa: 1, bias: 1, max: 6.0, nan: 0x08, inf: None, fnuz: false };
 
 impl Format {
     /// Rounds to nearest, ties to even. Past the greatest value: that value when `saturate`, else infinity or NaN.
-    fn encode(&self, x: f32, sign_bit: u8, saturate: bool) -> u8 {
+    fn encode(&self, x: f64, sign_bit: u8, saturate: bool) -> u8 {
         let sign = if x.is_sign_negative() { sign_bit } else { 0 };
         if x.is_nan() {
-            return if self.fnuz { self.nan } else { self.nan | sign };
+            return self.nan | sign;
         }
         let one = 1u32 << self.mantissa;
-        let a = f64::from(x.abs());
-        let least = 1 - self.bias;
-        let mut exp = if a > 0.0 && a.is_finite() { (a.log2().floor() as i32).max(least) } else { least };
-        // log2 may round up across a power of two.
-        if a < 2f64.powi(exp) && exp > least {
-            exp -= 1;
-        }
-        let mut q = (a / 2f64.powi(exp - self.mantissa)).round_ties_even();
+        let a = x.abs();
+        let mut exp = exponent(a).clamp(1 - self.bias, self.bias + 2);
+        let mut q = (a * 2f64.powi(self.mantissa - exp)).round_ties_even();
         if q >= f64::from(2 * one) {
             exp += 1;
             q /= 2.0;
         }
-        if a.is_infinite() || q * 2f64.powi(exp - self.mantissa) > self.max {
-            if saturate {
-                return self.encode(self.max as f32, sign_bit, true) | sign;
-            }
+        if q * 2f64.powi(exp - self.mantissa) > self.max {
             return match self.inf {
+                _ if saturate => self.encode(self.max, sign_bit, true) | sign,
                 Some(inf) => inf | sign,
-                None if self.fnuz => self.nan,
                 None => self.nan | sign,
             };
         }
@@ -77,6 +70,11 @@ impl Format {
     }
 }
 
+/// The exponent of a finite number's leading bit; for zero, subnormals and infinity one that is out of any small range.
+fn exponent(x: f64) -> i32 {
+    ((x.to_bits() >> 52) & 0x7ff) as i32 - 1023
+}
+
 macro_rules! float8 {
     ($(#[$doc:meta] $name:ident, $format:ident;)*) => {$(
         #[$doc]
@@ -87,6 +85,10 @@ macro_rules! float8 {
         impl $name {
             /// Rounds to nearest, ties to even; past the greatest value it saturates, or else becomes infinity or NaN.
             pub fn from_f32(x: f32, saturate: bool) -> Self {
+                Self::from_f64(x.into(), saturate)
+            }
+            /// As [`from_f32`](Self::from_f32).
+            pub fn from_f64(x: f64, saturate: bool) -> Self {
                 Self($format.encode(x, 0x80, saturate))
             }
             /// Exact.
@@ -112,7 +114,40 @@ float8! {
 #[repr(transparent)]
 pub struct F8E8M0(pub u8);
 
+/// How a value between two powers of two is rounded to [`F8E8M0`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Rounding {
+    /// Away from zero.
+    #[default]
+    Up,
+    /// Towards zero.
+    Down,
+    /// To the nearer; from the middle up.
+    Nearest,
+}
+
 impl F8E8M0 {
+    /// The power of two for `|x|`. Below the least and past the greatest: that power when `saturate`, else NaN.
+    pub fn from_f64(x: f64, saturate: bool, rounding: Rounding) -> Self {
+        if x.is_nan() {
+            return Self(255);
+        }
+        let a = x.abs();
+        let fraction = a.to_bits() & ((1 << 52) - 1);
+        let up = match rounding {
+            Rounding::Up => fraction != 0,
+            Rounding::Down => false,
+            Rounding::Nearest => fraction >> 51 != 0,
+        };
+        // Infinity rounds past the greatest, zero (with the exponent of a subnormal) below the least.
+        let code = exponent(a) + 127 + i32::from(up);
+        match u8::try_from(code) {
+            Ok(code) if code < 255 => Self(code),
+            _ if !saturate => Self(255),
+            _ => Self(if code < 0 { 0 } else { 254 }),
+        }
+    }
+
     /// Exact (2^-127 is a subnormal `f32`).
     pub fn to_f32(self) -> f32 {
         match self.0 {
@@ -125,7 +160,7 @@ impl F8E8M0 {
 
 /// The 4-bit code of the nearest E2M1 value, ties to even, saturating.
 pub fn f4e2m1_from_f32(x: f32) -> u8 {
-    E2M1.encode(x, 0x08, true)
+    E2M1.encode(x.into(), 0x08, true)
 }
 
 /// The value of a 4-bit E2M1 code.
@@ -162,7 +197,29 @@ mod tests {
         assert_eq!(F8E4M3FN::from_f32(1e9, true).0, 0x7e);
         assert_eq!(F8E4M3FN::from_f32(1e9, false).0, 0x7f);
         assert_eq!(F8E5M2::from_f32(-1e9, false).0, 0xfc);
+        assert_eq!(F8E4M3FNUZ::from_f32(-0.0, true).0, 0);
+        assert_eq!(F8E5M2::from_f32(f32::NAN, true).0, 0x7e);
+        assert_eq!(F8E4M3FN::from_f64(f64::MAX, true).0, 0x7e);
+        assert_eq!(F8E4M3FN::from_f64(f64::MIN_POSITIVE, true).0, 0);
+        assert_eq!(f4e2m1_from_f32(f32::NAN), 8);
+        assert_eq!(f4e2m1_from_f32(f32::NEG_INFINITY), 15);
         let values: Vec<f32> = (0..8).map(f4e2m1_to_f32).collect();
         assert_eq!(values, [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]);
+    }
+
+    #[test]
+    fn powers_of_two_round_three_ways() {
+        let codes = |x: f64| [Rounding::Down, Rounding::Nearest, Rounding::Up].map(|r| F8E8M0::from_f64(x, true, r).0);
+        assert_eq!(codes(1.0), [127, 127, 127]);
+        assert_eq!(codes(1.1), [127, 127, 128]);
+        assert_eq!(codes(1.5), [127, 128, 128]);
+        assert_eq!(codes(0.0), [0, 0, 0]);
+        assert_eq!(codes(f64::INFINITY), [254, 254, 254]);
+        assert_eq!(codes(2f64.powi(-127)), [0, 0, 0]);
+        assert_eq!(F8E8M0::from_f64(0.0, false, Rounding::Nearest).0, 255);
+        assert_eq!(F8E8M0::from_f64(f64::INFINITY, false, Rounding::Nearest).0, 255);
+        for code in 0..255 {
+            assert_eq!(codes(F8E8M0(code).to_f32().into()), [code; 3]);
+        }
     }
 }

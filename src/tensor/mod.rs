@@ -9,12 +9,12 @@ mod mapped;
 mod shape;
 mod value;
 
-pub use cast::{cast, pack_bits, unpack_bits};
+pub use cast::{CastMode, cast, cast_with, pack_bits, unpack_bits};
 pub use dtype::DType;
 pub use element::{Element, Float, Int, Number};
-pub use floats::{F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, f4e2m1_from_f32, f4e2m1_to_f32};
+pub use floats::{F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, Rounding, f4e2m1_from_f32, f4e2m1_to_f32};
 pub use half::{bf16, f16};
-pub use mapped::map_file;
+pub use mapped::{map_file, release};
 pub use num_complex::{Complex32, Complex64};
 pub use shape::{Shape, broadcast_shapes, checked_len, checked_offset, strides};
 pub use value::{Map, MapKeys, Value};
@@ -144,8 +144,7 @@ impl Tensor {
     }
 
     fn relabel<T: Element + bytemuck::NoUninit, U: Element>(shape: Shape, data: Vec<T>) -> Result<Self, TensorError> {
-        let owned =
-            U::vec_from_bytes(bytemuck::cast_slice(&data)).ok_or_else(|| TensorError::Shape(format!("bytes are no valid {}", U::DTYPE)))?;
+        let owned = U::vec_from_words(data).ok_or_else(|| TensorError::Shape(format!("bytes are no valid {}", U::DTYPE)))?;
         Self::new(shape, owned)
     }
 
@@ -179,7 +178,7 @@ impl Tensor {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        checked_len(&self.shape).unwrap_or_default()
     }
 
     /// Whether there are no elements.

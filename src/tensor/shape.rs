@@ -107,11 +107,11 @@ pub fn checked_offset(row: u64, row_bytes: u64) -> Option<u64> {
     row.checked_mul(row_bytes)
 }
 
-/// Row-major strides, in elements.
+/// Row-major strides, in elements. They may wrap where a dim is 0, for then there is no element to reach.
 pub fn strides(dims: &[usize]) -> Vec<usize> {
     let mut out = vec![1; dims.len()];
     for i in (1..dims.len()).rev() {
-        out[i - 1] = out[i] * dims[i];
+        out[i - 1] = usize::wrapping_mul(out[i], dims[i]);
     }
     out
 }

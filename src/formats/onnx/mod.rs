@@ -7,3 +7,4 @@ pub mod sparse;
 pub mod tensor;
 pub mod unknown;
 pub mod value;
+pub mod write;

@@ -7,11 +7,15 @@ use super::proto::{MapProto, OptionalProto, SequenceProto, TensorProto};
 use super::sparse::decode_sparse;
 use super::tensor::{Encoding, TensorProtoError, decode, encode};
 use super::unknown::{self, WireError};
-use crate::tensor::{DType, Map, MapKeys, Tensor, Value};
+use crate::tensor::{DType, Map, MapKeys, Shape, Tensor, Value};
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 use std::fmt;
 use std::sync::Arc;
+
+/// The number of `raw_data`, the last field that a tensor's file uses.
+const RAW_DATA: u32 = 9;
 
 /// What a value file is said to hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,6 +206,15 @@ pub fn encode_value(name: &str, value: &Value) -> Result<Vec<u8>, ValueError> {
     })
 }
 
+/// What stands before the elements in the file of a tensor: the elements follow as `len` raw bytes and end the file.
+pub fn tensor_prefix(name: &str, dtype: DType, shape: &Shape, len: usize) -> Vec<u8> {
+    let name = (!name.is_empty()).then(|| name.to_string());
+    let mut out = TensorProto { name, dims: shape.to_i64s(), data_type: Some(dtype.to_onnx()), ..Default::default() }.encode_to_vec();
+    encode_key(RAW_DATA, WireType::LengthDelimited, &mut out);
+    encode_varint(len as u64, &mut out);
+    out
+}
+
 fn tensor_proto(t: &Tensor) -> Result<TensorProto, ValueError> {
     let mut proto = TensorProto::default();
     encode(&mut proto, t, &Encoding::Raw)?;
@@ -297,6 +310,13 @@ mod tests {
         let map = decode_value(&unhex("0a016d1007180318052a1a10011a0a080110014a040000003f1a0a080110014a040000003f"), None).unwrap().1;
         let half = Value::from(Tensor::vector(vec![0.5f32]));
         assert_eq!(map, Value::Map(Arc::new(Map { keys: MapKeys::Int(DType::I64, vec![3, 5]), values: vec![half.clone(), half] })));
+    }
+
+    #[test]
+    fn a_prefix_and_the_elements_are_a_file() {
+        let t = Tensor::vector(vec![1i32, 2]);
+        let parts = [&tensor_prefix("t", DType::I32, t.shape(), 8)[..], t.bytes().unwrap()].concat();
+        assert_eq!(parts, encode_value("t", &t.into()).unwrap());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{bias, real};
 use crate::invalid;
 use crate::ir::Dim;
-use crate::ops::util::{Real, filled, for_each_chunk, product, real_dtype};
+use crate::ops::util::{Real, checked_product, filled, for_each_chunk, real_dtype};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpError, Outputs};
 use crate::tensor::{DType, Tensor, Value, cast};
 
@@ -44,7 +44,7 @@ fn run<T: Real>(silu: bool, args: &Args) -> Result<Outputs, OpError> {
         invalid!("input 3: expected shape [{batch},{channels},{carried}], found {}", p.shape());
     }
     let length = carried + time;
-    let mut padded = filled(product(&[batch, channels, length])?, T::zero())?;
+    let mut padded = filled(checked_product(&[batch, channels, length])?, T::zero())?;
     let (xs, ws) = (x.as_slice::<T>()?, w.as_slice::<T>()?);
     let past = past.as_ref().map(|p| p.as_slice::<T>()).transpose()?;
     for (i, row) in padded.chunks_mut(length.max(1)).enumerate() {

@@ -2,7 +2,7 @@
 
 use crate::invalid;
 use crate::ir::Dim;
-use crate::ops::util::{filled, for_each_chunk, product};
+use crate::ops::util::{checked_product, filled, for_each_chunk};
 use crate::ops::window::{Window, for_each_run, unravel};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpError, one};
 use crate::tensor::{Complex32, Complex64, DType, Element, Number, Tensor, strides};
@@ -52,15 +52,15 @@ fn run<T: Element>(window: &Window, args: &Args, add: impl Fn(&mut T, &T) + Sync
         invalid!("image of rank {} and blocks of rank {} do not fit", image.len(), block.len());
     }
     let axes = window.axes(&image, &block)?;
-    let taps = product(&block)?;
-    let positions = product(&axes.iter().map(|a| a.output).collect::<Vec<_>>())?;
+    let taps = checked_product(&block)?;
+    let positions = checked_product(&axes.iter().map(|a| a.output).collect::<Vec<_>>())?;
     if !depth.is_multiple_of(taps) || positions != columns {
         invalid!("input 0: expected a multiple of {taps} rows and {positions} columns, found {depth} and {columns}");
     }
     let mut shape = vec![batch, depth / taps];
     shape.extend(&image);
-    let plane = product(&image)?;
-    let mut y = filled(product(&shape)?, T::default())?;
+    let plane = checked_product(&image)?;
+    let mut y = filled(checked_product(&shape)?, T::default())?;
     let xs = x.to_slice::<T>()?;
     let plane_strides = strides(&image);
     let step = axes.last().map_or(1, |a| a.stride);

@@ -3,7 +3,7 @@
 use super::forward::start;
 use super::{Sizes, Spec, add_mul, bias, count, real, view, view_mut};
 use crate::invalid;
-use crate::ops::util::{Real, filled, product, real_dtype, run_all, tiles};
+use crate::ops::util::{Real, checked_product, filled, real_dtype, run_all, tiles};
 use crate::ops::window::{advance, unravel};
 use crate::ops::{Args, Kernel, OpCtx, OpError, Outputs, one};
 use crate::tensor::{DType, Tensor, cast};
@@ -27,7 +27,7 @@ fn run<T: Real>(spec: &Spec, offset_groups: usize, args: &Args) -> Result<Output
     }
     let (rank, taps, positions, plane) = (sizes.axes.len(), sizes.taps(), sizes.positions(), sizes.plane());
     let expect = |i: usize, t: &Tensor, per_tap: usize| {
-        let mut shape = vec![sizes.batch, product(&[offset_groups, taps, per_tap])?];
+        let mut shape = vec![sizes.batch, checked_product(&[offset_groups, taps, per_tap])?];
         shape.extend(&sizes.shape()[2..]);
         if **t.shape() != *shape {
             invalid!("input {i}: expected shape {shape:?}, found {}", t.shape());
@@ -54,7 +54,7 @@ fn run<T: Real>(spec: &Spec, offset_groups: usize, args: &Args) -> Result<Output
     run_all(tasks, |(i, (_, column, mut out))| {
         let (n, group, width) = (i / sizes.groups, i % sizes.groups, out.ncols());
         let depth = sizes.inputs * taps;
-        let mut block = filled(product(&[depth, width])?, T::zero())?;
+        let mut block = filled(checked_product(&[depth, width])?, T::zero())?;
         let mut place = vec![T::zero(); rank];
         for c in 0..sizes.inputs {
             let channel = group * sizes.inputs + c;

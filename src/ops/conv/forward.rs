@@ -1,7 +1,7 @@
 //! Conv: blocks of the input as columns, times the weights; few output channels per group are summed directly.
 
 use super::{Sizes, Spec, add_mul, bias, infer_conv, real, view, view_mut};
-use crate::ops::util::{Real, filled, product, real_dtype, run_all, tiles};
+use crate::ops::util::{Real, checked_product, filled, real_dtype, run_all, tiles};
 use crate::ops::window::for_each_run;
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpError, Outputs, one};
 use crate::tensor::{DType, Tensor, cast};
@@ -34,7 +34,7 @@ fn run<T: Real>(spec: &Spec, args: &Args) -> Result<Outputs, OpError> {
 
 /// An output that holds the bias, or zeros.
 pub(super) fn start<T: Real>(sizes: &Sizes, bias: Option<&[T]>) -> Result<Vec<T>, OpError> {
-    let mut y = filled(product(&sizes.shape())?, T::zero())?;
+    let mut y = filled(checked_product(&sizes.shape())?, T::zero())?;
     let positions = sizes.positions();
     if let (Some(bias), 1..) = (bias, positions) {
         for (i, plane) in y.chunks_mut(positions).enumerate() {
@@ -85,7 +85,7 @@ pub(super) fn convolve<T: Real>(sizes: &Sizes, x: &[T], w: &[T], bias: Option<&[
             return Ok(());
         }
         let width = out.ncols();
-        let mut block = filled(product(&[depth, width])?, T::zero())?;
+        let mut block = filled(checked_product(&[depth, width])?, T::zero())?;
         for (r, row) in block.chunks_mut(width).enumerate() {
             let plane = &planes[r / taps * plane..][..plane];
             for_each_run(&sizes.axes, &strides, &indices[r % taps], range.clone(), |o, n, from| {

@@ -3,7 +3,7 @@
 use super::{Spec, add_mul, bias, count, known_kernel, real, view, view_mut};
 use crate::invalid;
 use crate::ir::{Attrs, Dim};
-use crate::ops::util::{Real, filled, product, real_dtype, run_all, tiles};
+use crate::ops::util::{Real, checked_product, filled, real_dtype, run_all, tiles};
 use crate::ops::window::{AutoPad, Axis, Window, for_each_run, unravel};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpError, Outputs, one};
 use crate::tensor::{DType, Tensor, cast, strides};
@@ -135,9 +135,9 @@ fn run<T: Real>(spec: &Transposed, args: &Args) -> Result<Outputs, OpError> {
     }
     let axes = spec.axes(&xs[2..], &ws[2..])?;
     let (inputs, outputs) = (xs[1] / groups, ws[1]);
-    let mut shape = vec![xs[0], product(&[outputs, groups])?];
+    let mut shape = vec![xs[0], checked_product(&[outputs, groups])?];
     shape.extend(axes.iter().map(|a| a.input));
-    let mut y = filled(product(&shape)?, T::zero())?;
+    let mut y = filled(checked_product(&shape)?, T::zero())?;
     let plane: usize = shape[2..].iter().product();
     if let (Some(bias), 1..) = (bias::<T>(args, 2, dtype, shape[1])?, plane) {
         y.chunks_mut(plane).enumerate().for_each(|(i, c)| c.fill(bias[i % bias.len()]));
@@ -162,7 +162,7 @@ fn run<T: Real>(spec: &Transposed, args: &Args) -> Result<Outputs, OpError> {
         let height = out.nrows();
         let weights = view((inputs, outputs * taps), &w[group * inputs * outputs * taps..][..inputs * outputs * taps])?;
         let weights = weights.slice(s![.., row * taps..(row + height) * taps]);
-        let mut block = filled(product(&[height, taps, positions])?, T::zero())?;
+        let mut block = filled(checked_product(&[height, taps, positions])?, T::zero())?;
         add_mul(
             &weights.t(),
             &view((inputs, positions), &x[i * inputs * positions..][..inputs * positions])?,

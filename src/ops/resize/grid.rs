@@ -1,7 +1,7 @@
 //! GridSample, which reads between pixels at given places, and AffineGrid, which makes such places.
 
 use crate::ir::Dim;
-use crate::ops::util::{Real, filled, for_each_chunk, product, real_dtype, run_all, tiles};
+use crate::ops::util::{Real, checked_product, filled, for_each_chunk, real_dtype, run_all, tiles};
 use crate::ops::window::unravel;
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpError, Outputs, one};
 use crate::tensor::{DType, Element, Shape, Tensor, cast, strides};
@@ -78,7 +78,7 @@ fn run(sampler: Sampler, args: &Args) -> Result<Outputs, OpError> {
     let grid = wide_grid.to_slice::<f32>()?;
     let mut shape = Shape::from(&x.shape()[..2]);
     wide_grid.shape()[1..rank - 1].iter().for_each(|&d| shape.push(d));
-    if product(&x.shape()[2..])? == 0 && product(&shape)? > 0 && sampler.padding != Padding::Zeros {
+    if checked_product(&x.shape()[2..])? == 0 && checked_product(&shape)? > 0 && sampler.padding != Padding::Zeros {
         invalid!("an empty image has no border");
     }
     if sampler.mode == Mode::Nearest {
@@ -115,10 +115,10 @@ fn fill<T: Element>(
     value: impl Fn(&[T], &[(usize, f32)]) -> T + Sync + Send,
 ) -> Result<Tensor, OpError> {
     let (channels, dims) = (shape[1], &x.shape()[2..]);
-    let (plane, places) = (product(dims)?, product(&shape[2..])?);
+    let (plane, places) = (checked_product(dims)?, checked_product(&shape[2..])?);
     let plane_strides = strides(dims);
     let xs = x.to_slice::<T>()?;
-    let mut y = filled(product(&shape)?, T::default())?;
+    let mut y = filled(checked_product(&shape)?, T::default())?;
     let mut tasks = Vec::new();
     if !y.is_empty() {
         for (n, part) in y.chunks_mut(channels * places).enumerate() {
@@ -257,8 +257,8 @@ fn affine<T: Real>(args: &Args, align_corners: bool) -> Result<Outputs, OpError>
     let mut shape = vec![batch];
     shape.extend(dims);
     shape.push(n);
-    let mut y = filled(product(&shape)?, T::zero())?;
-    let plane = product(dims)?;
+    let mut y = filled(checked_product(&shape)?, T::zero())?;
+    let plane = checked_product(dims)?;
     let coordinate = |i: usize, d: usize| match (align_corners, d) {
         (true, 1) => -1.0,
         (true, _) => -1.0 + i as f64 * (2.0 / (d as f64 - 1.0)),

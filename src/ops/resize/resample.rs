@@ -1,7 +1,7 @@
 //! Resampling along one axis after the other: each output position is a weighted sum of input positions.
 
 use crate::ops::OpError;
-use crate::ops::util::{Real, filled, for_each_chunk, product};
+use crate::ops::util::{Real, checked_product, filled, for_each_chunk};
 use crate::tensor::{Element, Tensor};
 use crate::{dispatch, invalid, unsupported};
 
@@ -196,9 +196,9 @@ fn along<T: Element>(
     a: &Along,
     f: impl Fn(usize, &mut [T], &dyn Fn(usize) -> usize) + Sync + Send,
 ) -> Result<Vec<T>, OpError> {
-    let inner = product(&shape[a.axis + 1..])?;
-    let outer = product(&shape[..a.axis])?;
-    let mut y = filled(product(&[outer, a.output, inner])?, T::default())?;
+    let inner = checked_product(&shape[a.axis + 1..])?;
+    let outer = checked_product(&shape[..a.axis])?;
+    let mut y = filled(checked_product(&[outer, a.output, inner])?, T::default())?;
     debug_assert_eq!(x.len(), outer * a.input * inner);
     let single = inner == 1;
     for_each_chunk(&mut y, if single { a.output } else { inner }, |i, row| {

@@ -1,0 +1,122 @@
+//! Groups over TCP. Rank 0 is where the group meets: it runs the server, the other ranks are its clients. Each process
+//! gives its side a thread with a runtime of its own, so that a rank that computes still says that it is alive.
+
+mod client;
+mod server;
+mod wire;
+
+use super::member::Member;
+use super::{Comm, CommError, solo};
+use crate::wire::{DEFAULT_MAX_FRAME, Hello, Identity, Role};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How a rank finds its group.
+#[derive(Debug, Clone)]
+pub struct GroupOptions {
+    /// This rank, below the number of endpoints.
+    pub rank: usize,
+    /// Addresses (`host:port`) of all ranks, in their order; rank 0's is the one that is connected to.
+    pub endpoints: Vec<String>,
+    /// [`crate::plan::Manifest::plan_id`] of the deployment.
+    pub plan_id: String,
+    /// [`crate::plan::Manifest::fingerprint`] of it.
+    pub fingerprint: String,
+    /// The secret that all ranks share.
+    pub token: Option<String>,
+    /// How long ranks wait for each other when the group is formed.
+    pub connect_timeout: Duration,
+    /// How long a collective may take from the first rank to the last.
+    pub timeout: Duration,
+    /// A rank of which nothing is heard for so long is lost.
+    pub heartbeat_timeout: Duration,
+    /// The largest frame, in bytes; larger tensors and payloads are split.
+    pub max_frame: usize,
+}
+
+impl GroupOptions {
+    /// Rank `rank` of the workers at `endpoints`, with default limits.
+    pub fn new(rank: usize, endpoints: Vec<String>) -> Self {
+        Self {
+            rank,
+            endpoints,
+            plan_id: String::new(),
+            fingerprint: String::new(),
+            token: None,
+            connect_timeout: Duration::from_secs(60),
+            timeout: Duration::from_secs(600),
+            heartbeat_timeout: Duration::from_secs(10),
+            max_frame: DEFAULT_MAX_FRAME,
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    fn hello(&self) -> Hello {
+        let identity = Identity {
+            plan_id: self.plan_id.clone(),
+            fingerprint: self.fingerprint.clone(),
+            token: self.token.clone(),
+            size: self.size() as u32,
+        };
+        Hello::new(Role::Rank, identity, self.rank as u32, self.max_frame)
+    }
+
+    /// Time from one sign of life to the next.
+    fn heartbeat(&self) -> Duration {
+        (self.heartbeat_timeout / 5).clamp(Duration::from_millis(20), Duration::from_secs(1))
+    }
+}
+
+/// Forms the group and returns when all ranks are there, in whatever order they start. Rank 0 listens on `listener`, or on
+/// its endpoint if there is none; the others need none. A group of one rank opens no port.
+///
+/// # Errors
+/// A rank that is not there within the time, or has another deployment.
+pub async fn connect(options: GroupOptions, listener: Option<TcpListener>) -> Result<Arc<dyn Comm>, CommError> {
+    let (rank, size) = (options.rank, options.size());
+    if rank >= size {
+        return Err(CommError::Invalid(format!("rank {rank} of {size} workers")));
+    }
+    if size == 1 {
+        return Ok(solo());
+    }
+    let (ready, formed) = oneshot::channel();
+    let ended = || CommError::Lost { rank: 0, detail: "the group ended while it was formed".into() };
+    if rank == 0 {
+        let listener = match listener {
+            Some(listener) => listener,
+            None => TcpListener::bind(&options.endpoints[0])
+                .map_err(|e| CommError::Unavailable { endpoint: options.endpoints[0].clone(), detail: format!("cannot listen: {e}") })?,
+        };
+        let root = server::Root::start(listener, options, ready)?;
+        formed.await.unwrap_or_else(|_| Err(ended()))?;
+        return Ok(Arc::new(Member::new(rank, size, root)));
+    }
+    let branch = client::Branch::start(options, ready)?;
+    formed.await.unwrap_or_else(|_| Err(ended()))?;
+    Ok(Arc::new(Member::new(rank, size, branch)))
+}
+
+/// A thread of a group, joined when the last handle is dropped.
+#[derive(Debug)]
+struct Worker(Option<std::thread::JoinHandle<()>>);
+
+impl Worker {
+    fn spawn(run: impl Future<Output = ()> + Send + 'static) -> Result<Self, CommError> {
+        let system = |e: std::io::Error| CommError::Invalid(format!("cannot start the thread of the group: {e}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
+        let builder = std::thread::Builder::new().name("graphtool-comm".into());
+        Ok(Self(Some(builder.spawn(move || runtime.block_on(run)).map_err(system)?)))
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.0.take() {
+            _ = thread.join();
+        }
+    }
+}

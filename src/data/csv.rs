@@ -1,0 +1,260 @@
+//! `.csv` files, gzipped or not: a header row, then one row per sample. They are read in batches at any place, with an index
+//! of row starts, and never held whole.
+
+mod scan;
+mod write;
+
+pub(super) use write::CsvSink;
+
+use super::bound::Columns;
+use super::error::DataError;
+use crate::tensor::{DType, Element, Tensor, bf16, f16};
+use csv::{ByteRecord, Reader, ReaderBuilder};
+use flate2::read::MultiGzDecoder;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+
+/// An open file.
+pub struct Csv {
+    path: PathBuf,
+    header: Vec<String>,
+    rows: scan::Rows,
+    empty: Option<String>,
+    gzip: bool,
+    /// A gzip stream cannot be entered in the middle: the reader stays where it is for the next batch.
+    cursor: Mutex<Option<Cursor>>,
+}
+
+/// A reader and what it stands before.
+struct Cursor {
+    reader: Reader<Box<dyn Read + Send>>,
+    row: usize,
+    /// The line number that the reader calls 1.
+    line: u64,
+}
+
+fn records(from: Box<dyn Read + Send>) -> Reader<Box<dyn Read + Send>> {
+    ReaderBuilder::new().has_headers(false).flexible(true).buffer_capacity(1 << 16).from_reader(from)
+}
+
+impl Csv {
+    /// Opens a file and counts its rows. `empty` is what an empty cell of a number column stands for.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that has no header row.
+    pub fn open(path: &Path, empty: Option<String>) -> Result<Self, DataError> {
+        let gzip = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
+        let mut csv = Self { path: path.into(), header: Vec::new(), rows: scan::Rows::default(), empty, gzip, cursor: Mutex::default() };
+        let mut first = ByteRecord::new();
+        let found = records(csv.stream(0)?).read_byte_record(&mut first).map_err(|e| csv.broken(e))?;
+        if !found {
+            return Err(DataError::file(path, "no header row: the file is empty"));
+        }
+        for (i, name) in first.iter().enumerate() {
+            let name = std::str::from_utf8(name).map_err(|_| csv.cell(1, &(i + 1).to_string(), "the name is not UTF-8"))?;
+            csv.header.push(name.trim().to_string());
+        }
+        csv.rows = match scan::simple(csv.stream(0)?).map_err(DataError::io(path))? {
+            Some(rows) => rows,
+            None => scan::quoted(records(csv.stream(0)?)).map_err(|e| csv.broken(e))?,
+        };
+        Ok(csv)
+    }
+
+    fn stream(&self, offset: u64) -> Result<Box<dyn Read + Send>, DataError> {
+        let mut file = File::open(&self.path).map_err(DataError::io(&self.path))?;
+        if self.gzip {
+            return Ok(Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 16, file))));
+        }
+        file.seek(SeekFrom::Start(offset)).map_err(DataError::io(&self.path))?;
+        Ok(Box::new(file))
+    }
+
+    fn broken(&self, e: csv::Error) -> DataError {
+        DataError::file(&self.path, e)
+    }
+
+    fn cell(&self, line: u64, column: &str, what: impl ToString) -> DataError {
+        DataError::Cell { path: self.path.clone(), line, column: column.into(), what: what.to_string() }
+    }
+
+    /// The place of a column.
+    fn place(&self, name: &str) -> Result<usize, DataError> {
+        let mut places = self.header.iter().enumerate().filter(|(_, n)| *n == name).map(|(i, _)| i);
+        match (places.next(), places.next()) {
+            (Some(place), None) => Ok(place),
+            (None, _) => Err(DataError::member(&self.path, name, "no such column")),
+            _ => Err(DataError::member(&self.path, name, "the header has this column twice")),
+        }
+    }
+
+    /// A reader that stands before a row, or shortly before.
+    fn cursor(&self, row: usize) -> Result<Cursor, DataError> {
+        if self.gzip {
+            let mut reader = records(self.stream(0)?);
+            reader.read_byte_record(&mut ByteRecord::new()).map_err(|e| self.broken(e))?;
+            return Ok(Cursor { reader, row: 0, line: 1 });
+        }
+        let (start, row) = self.rows.before(row);
+        Ok(Cursor { reader: records(self.stream(start.offset)?), row, line: start.line })
+    }
+
+    fn fill(&self, cursor: &mut Cursor, range: Range<usize>, columns: &mut [Column]) -> Result<(), DataError> {
+        let mut record = ByteRecord::new();
+        while cursor.row < range.end {
+            if !cursor.reader.read_byte_record(&mut record).map_err(|e| self.broken(e))? {
+                return Err(DataError::file(&self.path, format!("ends before sample {}, it was {} long", cursor.row, self.rows.count)));
+            }
+            cursor.row += 1;
+            if cursor.row <= range.start {
+                continue;
+            }
+            let line = cursor.line + line_of(&record, cursor.reader.position().line()) - 1;
+            if record.len() != self.header.len() {
+                let column = self.header.get(record.len()).or(self.header.last()).map_or("", String::as_str);
+                return Err(self.cell(line, column, format!("the row has {} cells, the header {}", record.len(), self.header.len())));
+            }
+            for column in &mut *columns {
+                let bytes = record.get(column.place).unwrap_or_default();
+                let put = std::str::from_utf8(bytes).map_err(|_| "is not UTF-8".to_string());
+                let put = put.and_then(|text| column.cells.put(text, self.empty.as_deref()));
+                put.map_err(|what| self.cell(line, &self.header[column.place], what))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Columns for Csv {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.header.clone()
+    }
+
+    fn lengths(&self, names: &[&str]) -> Result<Vec<Option<usize>>, DataError> {
+        names.iter().map(|n| self.place(n).map(|_| Some(self.rows.count))).collect()
+    }
+
+    fn read(&self, names: &[(&str, Option<DType>)], range: Option<Range<usize>>) -> Result<Vec<Tensor>, DataError> {
+        let range = range.unwrap_or(0..self.rows.count);
+        if range.start > range.end || range.end > self.rows.count {
+            return Err(DataError::file(&self.path, format!("samples {range:?} of {}", self.rows.count)));
+        }
+        let column = |&(name, dtype): &(&str, Option<DType>)| {
+            let cells = cells(dtype.unwrap_or(DType::String)).map_err(|e| DataError::member(&self.path, name, e))?;
+            Ok(Column { place: self.place(name)?, cells })
+        };
+        let mut columns = names.iter().map(column).collect::<Result<Vec<_>, DataError>>()?;
+        if !range.is_empty() {
+            let mut kept = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut cursor = match kept.take().filter(|c| c.row <= range.start) {
+                Some(cursor) if self.gzip => cursor,
+                _ => self.cursor(range.start)?,
+            };
+            if self.gzip {
+                // The next batch goes on from here; after an error it starts anew.
+                self.fill(&mut cursor, range, &mut columns)?;
+                *kept = Some(cursor);
+            } else {
+                drop(kept);
+                self.fill(&mut cursor, range, &mut columns)?;
+            }
+        }
+        Ok(columns.into_iter().map(|c| c.cells.finish()).collect())
+    }
+}
+
+/// The line of a record by the reader's count, which stands at `after` behind it. The position of a record is before the
+/// empty lines that were skipped to reach it.
+fn line_of(record: &ByteRecord, after: u64) -> u64 {
+    let before = record.position().map_or(1, |p| p.line());
+    let inside = memchr::memchr_iter(b'\n', record.as_slice()).count() as u64;
+    after.saturating_sub(inside + 1).max(before)
+}
+
+struct Column {
+    place: usize,
+    cells: Box<dyn Cells>,
+}
+
+/// Cells of one column, read as elements.
+trait Cells {
+    fn put(&mut self, text: &str, empty: Option<&str>) -> Result<(), String>;
+    fn finish(self: Box<Self>) -> Tensor;
+}
+
+/// Numbers.
+struct Numbers<T>(Vec<T>, fn(&str) -> Option<T>);
+
+impl<T: Element> Cells for Numbers<T> {
+    fn put(&mut self, text: &str, empty: Option<&str>) -> Result<(), String> {
+        let text = text.trim();
+        let used = match (text, empty) {
+            ("", None) => return Err(format!("expected {}, found an empty cell", T::DTYPE)),
+            ("", Some(default)) => default,
+            _ => text,
+        };
+        self.0.push((self.1)(used).ok_or_else(|| format!("expected {}, found {used:?}", T::DTYPE))?);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Tensor {
+        Tensor::vector(self.0)
+    }
+}
+
+/// Strings, as they stand.
+struct Texts(Vec<String>);
+
+impl Cells for Texts {
+    fn put(&mut self, text: &str, _: Option<&str>) -> Result<(), String> {
+        self.0.push(text.into());
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Tensor {
+        Tensor::vector(self.0)
+    }
+}
+
+fn parsed<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok()
+}
+
+fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "true" | "True" | "TRUE" => Some(true),
+        "0" | "false" | "False" | "FALSE" => Some(false),
+        _ => None,
+    }
+}
+
+fn cells(dtype: DType) -> Result<Box<dyn Cells>, String> {
+    fn numbers<T: Element + FromStr>() -> Box<dyn Cells> {
+        Box::new(Numbers::<T>(Vec::new(), parsed))
+    }
+    Ok(match dtype {
+        DType::F32 => numbers::<f32>(),
+        DType::F64 => numbers::<f64>(),
+        DType::F16 => numbers::<f16>(),
+        DType::BF16 => numbers::<bf16>(),
+        DType::I8 => numbers::<i8>(),
+        DType::I16 => numbers::<i16>(),
+        DType::I32 => numbers::<i32>(),
+        DType::I64 => numbers::<i64>(),
+        DType::U8 => numbers::<u8>(),
+        DType::U16 => numbers::<u16>(),
+        DType::U32 => numbers::<u32>(),
+        DType::U64 => numbers::<u64>(),
+        DType::Bool => Box::new(Numbers(Vec::new(), truth)),
+        DType::String => Box::new(Texts(Vec::new())),
+        other => return Err(format!("cells of a text file cannot be {other}")),
+    })
+}

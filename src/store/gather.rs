@@ -1,0 +1,165 @@
+//! Copies rows from scattered places into one block, asking the memory for each row well before it is copied. The only
+//! file of `store` with `unsafe`: prefetch and `madvise` have no safe form.
+#![allow(unsafe_code)]
+
+/// Rows that are located, and asked for, before the first of them is copied.
+const AHEAD: usize = 16;
+/// Cache lines of a row that are asked for; the hardware follows by itself on longer ones.
+const LINES: usize = 8;
+
+/// Asks the memory for the bytes of a row that is read soon.
+#[inline(always)]
+fn prefetch(row: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let mut at = 0;
+        while at < row.len().min(LINES * 64) {
+            // SAFETY: a prefetch never faults, whatever the address; this one lies within `row`.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().add(at).cast()) };
+            at += 64;
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
+}
+
+/// Tells the system that the bytes are read at random, and that large pages are welcome. A hint: errors do not matter.
+pub(super) fn advise_random(mapped: &[u8]) {
+    #[cfg(unix)]
+    {
+        const PAGE: usize = 4096;
+        let start = (mapped.as_ptr() as usize).next_multiple_of(PAGE);
+        let end = (mapped.as_ptr() as usize + mapped.len()) / PAGE * PAGE;
+        if start >= end {
+            return;
+        }
+        // SAFETY: the range lies within a live mapping, and these two kinds of advice change no content.
+        unsafe {
+            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_RANDOM);
+            #[cfg(target_os = "linux")]
+            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = mapped;
+}
+
+/// Copies row `i` from `locate(i)` to `out[i * stride + offset..]`, `width` bytes each, for `i` below `count`.
+///
+/// # Errors
+/// The first `i` whose row is `None` or not `width` bytes long, or does not fit `out`.
+pub(super) fn gather<'a>(
+    out: &mut [u8],
+    (stride, offset, width): (usize, usize, usize),
+    count: usize,
+    locate: impl Fn(usize) -> Option<&'a [u8]>,
+) -> Result<(), usize> {
+    if offset == 0 && stride == width {
+        // A width that is known when the loop is compiled makes each copy a few moves.
+        return match width {
+            0 => Ok(()),
+            4 => packed::<4>(out, count, locate),
+            8 => packed::<8>(out, count, locate),
+            16 => packed::<16>(out, count, locate),
+            32 => packed::<32>(out, count, locate),
+            64 => packed::<64>(out, count, locate),
+            128 => packed::<128>(out, count, locate),
+            256 => packed::<256>(out, count, locate),
+            _ => strided(out, (stride, offset, width), count, locate),
+        };
+    }
+    strided(out, (stride, offset, width), count, locate)
+}
+
+/// Locates rows `from..` into `rows` and asks for them; gives how many.
+#[inline(always)]
+fn ahead<'a>(
+    rows: &mut [&'a [u8]; AHEAD],
+    width: usize,
+    from: usize,
+    count: usize,
+    locate: &impl Fn(usize) -> Option<&'a [u8]>,
+) -> Result<usize, usize> {
+    let n = AHEAD.min(count - from);
+    for (j, slot) in rows[..n].iter_mut().enumerate() {
+        let row = locate(from + j).filter(|r| r.len() == width).ok_or(from + j)?;
+        prefetch(row);
+        *slot = row;
+    }
+    Ok(n)
+}
+
+fn packed<'a, const N: usize>(out: &mut [u8], count: usize, locate: impl Fn(usize) -> Option<&'a [u8]>) -> Result<(), usize> {
+    let (places, _) = out.as_chunks_mut::<N>();
+    let places = places.get_mut(..count).ok_or(count)?;
+    let mut next = [&[][..]; AHEAD];
+    let mut n = ahead(&mut next, N, 0, count, &locate)?;
+    let mut at = 0;
+    for block in places.chunks_mut(AHEAD) {
+        let now = next;
+        at += n;
+        n = ahead(&mut next, N, at, count, &locate)?;
+        for (place, row) in block.iter_mut().zip(now) {
+            if let Some(row) = row.first_chunk::<N>() {
+                *place = *row;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn strided<'a>(
+    out: &mut [u8],
+    (stride, offset, width): (usize, usize, usize),
+    count: usize,
+    locate: impl Fn(usize) -> Option<&'a [u8]>,
+) -> Result<(), usize> {
+    let mut next = [&[][..]; AHEAD];
+    let mut n = ahead(&mut next, width, 0, count, &locate)?;
+    let mut at = 0;
+    while at < count {
+        let (now, have) = (next, n);
+        let first = at;
+        at += have;
+        n = ahead(&mut next, width, at, count, &locate)?;
+        for (j, row) in now[..have].iter().enumerate() {
+            let from = (first + j) * stride + offset;
+            out.get_mut(from..from + width).ok_or(first + j)?.copy_from_slice(row);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_any_width_arrive_in_order() {
+        for width in [0usize, 1, 3, 4, 8, 12, 16, 32, 64, 100, 128, 256, 1000] {
+            let table: Vec<u8> = (0..50 * width).map(|i| (i % 251) as u8).collect();
+            for count in [0usize, 1, 15, 16, 17, 100] {
+                let row = |i: usize| (i * 7) % 50;
+                let mut out = vec![0; count * width];
+                gather(&mut out, (width, 0, width), count, |i| table.get(row(i) * width..(row(i) + 1) * width)).unwrap();
+                let want: Vec<u8> = (0..count).flat_map(|i| table[row(i) * width..(row(i) + 1) * width].to_vec()).collect();
+                assert_eq!(out, want, "{count} rows of {width}");
+            }
+        }
+    }
+
+    #[test]
+    fn columns_go_to_their_place() {
+        let mut out = vec![9u8; 3 * 5];
+        gather(&mut out, (5, 2, 2), 3, |i| Some([&[1u8, 2][..], &[3, 4], &[5, 6]][i])).unwrap();
+        assert_eq!(out, [9, 9, 1, 2, 9, 9, 9, 3, 4, 9, 9, 9, 5, 6, 9]);
+    }
+
+    #[test]
+    fn the_first_row_that_is_not_there_is_named() {
+        let mut out = vec![0; 80];
+        assert_eq!(gather(&mut out, (4, 0, 4), 20, |i| (i != 18).then_some(&[0; 4][..])), Err(18));
+        assert_eq!(gather(&mut out, (5, 0, 5), 16, |i| (i != 3).then_some(&[0; 5][..])), Err(3));
+    }
+}

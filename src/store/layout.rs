@@ -1,0 +1,104 @@
+//! What stores read off a manifest: tables, widths of rows in bytes, what stands in for an absent key.
+
+use super::{StoreError, Table};
+use crate::plan::{Absent, Manifest, Sharding, TableEntry};
+use crate::tensor::{DType, Shape, Tensor, cast};
+
+/// The tables of a deployment, in its order.
+pub(super) fn tables(manifest: &Manifest) -> Vec<Table> {
+    let table = |t: &TableEntry| Table {
+        name: t.name.clone(),
+        rows: t.rows,
+        dtype: t.dtype,
+        row_shape: Shape::from(t.row_shape.as_slice()),
+        keyed: t.keyed,
+    };
+    manifest.tables.iter().map(table).collect()
+}
+
+/// Bytes of `columns` elements.
+///
+/// # Errors
+/// Strings, and elements that do not fill whole bytes.
+pub(super) fn width(table: &str, dtype: DType, columns: u64) -> Result<usize, StoreError> {
+    // Widths go over the wire as 32 bits.
+    let bits = usize::try_from(columns).ok().and_then(|c| c.checked_mul(dtype.bits()));
+    match bits {
+        Some(bits) if dtype != DType::String && bits.is_multiple_of(8) && bits / 8 <= u32::MAX as usize => Ok(bits / 8),
+        _ => Err(StoreError::Corrupt(format!("table \"{table}\": {columns} elements of {dtype} do not fill whole bytes"))),
+    }
+}
+
+/// Bytes of the columns of each piece of a table; of the whole row where the pieces are not columns.
+///
+/// # Errors
+/// Pieces that do not fill whole bytes, and keyed tables cut in another way than by key modulo pieces.
+pub(super) fn piece_widths(t: &TableEntry) -> Result<Vec<usize>, StoreError> {
+    if t.keyed && t.pieces.len() > 1 && t.sharding != Sharding::Row {
+        let how = format!("{:?}", t.sharding).to_lowercase();
+        return Err(StoreError::Corrupt(format!("table \"{}\": keyed tables are sharded by row, found {how}", t.name)));
+    }
+    t.pieces.iter().map(|p| width(&t.name, t.dtype, p.columns)).collect()
+}
+
+/// The tensor of `n` rows over their bytes.
+pub(super) fn rows_tensor(table: &Table, n: usize, bytes: bytes::Bytes) -> Result<Tensor, StoreError> {
+    let shape = Shape::from_dims(std::iter::once(n).chain(table.row_shape.iter().copied()));
+    Tensor::from_bytes(table.dtype, shape, bytes).map_err(|e| StoreError::Corrupt(format!("table \"{}\": {e}", table.name)))
+}
+
+/// The first id that is no row of `table`, as an error.
+pub(super) fn check_range(table: &Table, ids: &[u64]) -> Result<(), StoreError> {
+    // One comparison of the greatest id, which compiles to vector code, before the search for the first bad one.
+    if table.keyed || ids.iter().copied().max().is_none_or(|max| max < table.rows) {
+        return Ok(());
+    }
+    let position = ids.iter().position(|&id| id >= table.rows).unwrap_or(0);
+    Err(StoreError::Invalid { table: table.name.clone(), id: ids[position], position, rows: table.rows })
+}
+
+/// What an absent key gives.
+#[derive(Debug, Clone)]
+pub(super) enum Filling {
+    /// An error.
+    Refuse,
+    /// These bytes.
+    Row(Vec<u8>),
+}
+
+impl Filling {
+    /// The filling by policy for rows of `shape`.
+    ///
+    /// # Errors
+    /// A default row that is not there or does not fit.
+    pub(super) fn new(table: &str, dtype: DType, shape: &[usize], policy: Absent, default: Option<&[f64]>) -> Result<Self, StoreError> {
+        let fail = |e: String| StoreError::Corrupt(format!("table \"{table}\": default row: {e}"));
+        let len = dtype.byte_len(shape).ok_or_else(|| fail("no size".into()))?;
+        match policy {
+            Absent::Error => Ok(Self::Refuse),
+            Absent::Zero => Ok(Self::Row(vec![0; len])),
+            Absent::Default => {
+                let row = default.ok_or_else(|| fail("missing".into()))?.to_vec();
+                let row = Tensor::new(shape, row).and_then(|t| cast(&t, dtype)).map_err(|e| fail(e.to_string()))?;
+                Ok(Self::Row(row.bytes().unwrap_or_default().to_vec()))
+            }
+        }
+    }
+
+    /// The filling of a table of a deployment.
+    ///
+    /// # Errors
+    /// As [`Filling::new`].
+    pub(super) fn of(t: &TableEntry) -> Result<Self, StoreError> {
+        let policy = if t.keyed { t.absent } else { Absent::Error };
+        Self::new(&t.name, t.dtype, &t.row_shape, policy, t.default_row.as_deref())
+    }
+
+    /// The row for `key`.
+    pub(super) fn row(&self, table: &str, key: u64) -> Result<&[u8], StoreError> {
+        match self {
+            Self::Refuse => Err(StoreError::Absent { table: table.into(), key }),
+            Self::Row(bytes) => Ok(bytes),
+        }
+    }
+}

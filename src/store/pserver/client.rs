@@ -1,0 +1,309 @@
+//! The client: one connection to one server, made again when it is lost; and the store over all servers of a job.
+
+use super::ServerInfo;
+use super::chunks::Chunks;
+use super::wire::{Answer, Call, ClientCodec, Failure, Limits};
+use crate::plan::Manifest;
+use crate::store::request::{Peer, Reply, ReplyFuture, Request};
+use crate::store::sharded::Sharded;
+use crate::store::{Dedup, Store, StoreError};
+use crate::wire::{Backoff, DEFAULT_MAX_FRAME, Framed, Hello, Identity, MAX_HEAD, Role, causes, dial};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tarpc::client::{Channel, Config, NewClient, RpcError};
+use tarpc::context::{self, Context};
+use tokio::task::AbortHandle;
+use tokio::time::timeout_at;
+
+/// How to reach the servers of a job.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// How long [`connect`] waits for servers that are not there yet.
+    pub connect_timeout: Duration,
+    /// The deadline of a lookup, reconnects included.
+    pub rpc_timeout: Duration,
+    /// The largest frame to send or to read, in bytes; larger requests are split.
+    pub max_frame: usize,
+    /// The secret that the servers ask for.
+    pub token: Option<String>,
+    /// Whether ids are de-duplicated before they are sent.
+    pub dedup: Dedup,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        let (connect_timeout, rpc_timeout) = (Duration::from_secs(60), Duration::from_secs(30));
+        Self { connect_timeout, rpc_timeout, max_frame: DEFAULT_MAX_FRAME, token: None, dedup: Dedup::Auto }
+    }
+}
+
+/// A store over the pservers at `endpoints` (`host:port`), in their order: server `i` holds the shards that
+/// [`crate::plan::assign_shards`] gives to it. Waits until all have answered. Lookups run on the runtime that calls this.
+///
+/// # Errors
+/// A server that is not there within the time, or refuses.
+pub async fn connect(manifest: Arc<Manifest>, endpoints: &[String], options: ConnectOptions) -> Result<Arc<dyn Store>, StoreError> {
+    if endpoints.is_empty() {
+        return Err(StoreError::Unavailable { endpoint: "(none)".into(), detail: "no pserver endpoints were given".into() });
+    }
+    let keyed: Arc<[bool]> = manifest.tables.iter().map(|t| t.keyed).collect();
+    let names: Arc<[String]> = manifest.tables.iter().map(|t| t.name.clone()).collect();
+    let client = |(index, endpoint): (usize, &String)| {
+        let identity = Identity {
+            plan_id: manifest.plan_id.clone(),
+            fingerprint: manifest.fingerprint.clone(),
+            token: options.token.clone(),
+            size: endpoints.len() as u32,
+        };
+        let hello = Hello::new(Role::Worker, identity, index as u32, options.max_frame);
+        Arc::new(Client::new(endpoint, hello, &options, keyed.clone(), names.clone()))
+    };
+    let clients: Vec<Arc<Client>> = endpoints.iter().enumerate().map(client).collect();
+    let deadline = Instant::now() + options.connect_timeout;
+    futures::future::try_join_all(clients.iter().map(|c| c.connection(deadline))).await?;
+    let peers = clients.into_iter().map(|c| c as Arc<dyn Peer>).collect();
+    Ok(Arc::new(Sharded::new(&manifest, peers, options.dedup)?))
+}
+
+/// What the server at `endpoint` says of itself.
+///
+/// # Errors
+/// A server that is not there within the time, or refuses.
+pub async fn server_info(endpoint: &str, options: &ConnectOptions) -> Result<ServerInfo, StoreError> {
+    let client = Client::control(endpoint, options);
+    match client.ask(Call::Info).await? {
+        Answer::Info(text) => serde_json::from_str(&text).map_err(|e| client.unavailable(e.to_string())),
+        other => Err(client.unexpected(other)),
+    }
+}
+
+/// Stops the server at `endpoint`, if it was started with [`super::ServeOptions::remote_shutdown`].
+///
+/// # Errors
+/// A server that is not there within the time, or refuses.
+pub async fn stop_server(endpoint: &str, options: &ConnectOptions) -> Result<(), StoreError> {
+    let client = Client::control(endpoint, options);
+    match client.ask(Call::Shutdown).await? {
+        Answer::Done => Ok(()),
+        other => Err(client.unexpected(other)),
+    }
+}
+
+/// A connection that has shaken hands.
+#[derive(Debug)]
+struct Connection {
+    channel: Channel<Call, Answer>,
+    limits: Limits,
+    context: Context,
+    dispatch: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.dispatch.abort();
+    }
+}
+
+/// Why a call on one connection gave nothing.
+enum Gone {
+    /// The connection is lost; another may do.
+    Lost(String),
+    /// The server is busy; later may do.
+    Busy(String),
+    /// Nothing will do.
+    Final(StoreError),
+}
+
+/// The client of one server.
+#[derive(Debug)]
+struct Client {
+    endpoint: String,
+    hello: Hello,
+    rpc_timeout: Duration,
+    connect_timeout: Duration,
+    connection: Mutex<Option<Arc<Connection>>>,
+    keyed: Arc<[bool]>,
+    names: Arc<[String]>,
+    retries: AtomicU64,
+}
+
+impl Client {
+    fn new(endpoint: &str, hello: Hello, options: &ConnectOptions, keyed: Arc<[bool]>, names: Arc<[String]>) -> Self {
+        Self {
+            endpoint: endpoint.into(),
+            hello,
+            rpc_timeout: options.rpc_timeout,
+            connect_timeout: options.connect_timeout,
+            connection: Mutex::new(None),
+            keyed,
+            names,
+            retries: AtomicU64::new(0),
+        }
+    }
+
+    fn control(endpoint: &str, options: &ConnectOptions) -> Self {
+        let identity = Identity { plan_id: String::new(), fingerprint: String::new(), token: options.token.clone(), size: 0 };
+        Self::new(endpoint, Hello::new(Role::Control, identity, 0, options.max_frame), options, Arc::new([]), Arc::new([]))
+    }
+
+    /// One call of the control set, on a connection of its own.
+    async fn ask(&self, call: Call) -> Result<Answer, StoreError> {
+        let connection = self.connection(Instant::now() + self.connect_timeout).await?;
+        self.call(&connection, call, Instant::now() + self.rpc_timeout).await.map_err(|gone| self.last(gone))
+    }
+
+    fn unavailable(&self, detail: String) -> StoreError {
+        StoreError::Unavailable { endpoint: self.endpoint.clone(), detail }
+    }
+
+    fn refused(&self, detail: String) -> StoreError {
+        StoreError::Refused { endpoint: self.endpoint.clone(), detail }
+    }
+
+    fn timeout(&self) -> StoreError {
+        StoreError::Timeout { endpoint: self.endpoint.clone(), seconds: self.rpc_timeout.as_secs_f64() }
+    }
+
+    fn unexpected(&self, answer: Answer) -> StoreError {
+        match answer {
+            Answer::Failed(Failure::Refused(detail)) => self.refused(detail),
+            Answer::Failed(Failure::Busy(detail)) => self.unavailable(detail),
+            Answer::Failed(Failure::Corrupt(text)) => StoreError::Corrupt(format!("pserver {}: {text}", self.endpoint)),
+            Answer::Failed(Failure::Invalid { table, id, position, rows }) => {
+                StoreError::Invalid { table, id, position: position as usize, rows }
+            }
+            _ => self.refused("it sent an answer of another kind than was asked for".into()),
+        }
+    }
+
+    fn last(&self, gone: Gone) -> StoreError {
+        match gone {
+            Gone::Lost(detail) | Gone::Busy(detail) => self.unavailable(detail),
+            Gone::Final(e) => e,
+        }
+    }
+
+    /// The connection, made until `deadline` if there is none. Two calls that find none make one each; the later is kept.
+    async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, StoreError> {
+        if let Some(c) = self.connection.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            return Ok(c.clone());
+        }
+        let started = Instant::now();
+        let mut backoff = Backoff::new();
+        loop {
+            let detail = match timeout_at(deadline.into(), self.establish(deadline)).await {
+                Ok(Ok(connection)) => {
+                    *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
+                    return Ok(connection);
+                }
+                Ok(Err(Gone::Final(e))) => return Err(e),
+                Ok(Err(Gone::Lost(detail) | Gone::Busy(detail))) => detail,
+                Err(_) => "no answer".into(),
+            };
+            if !backoff.wait(deadline).await {
+                let seconds = (started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+                return Err(self.unavailable(format!("{detail} (tried for {seconds} s)")));
+            }
+        }
+    }
+
+    async fn establish(&self, deadline: Instant) -> Result<Arc<Connection>, Gone> {
+        let stream = dial(&self.endpoint).await.map_err(|e| Gone::Lost(e.to_string()))?;
+        let transport = Framed::new(stream, ClientCodec, self.hello.max_frame as usize);
+        let NewClient { client: channel, dispatch } = tarpc::client::new(Config::default(), transport);
+        let dispatch = tokio::spawn(async move {
+            if let Err(e) = dispatch.await {
+                tracing::debug!("connection to a pserver ended: {}", causes(&e));
+            }
+        });
+        let limits = Limits { max_frame: 0, max_ids: 0 };
+        let mut connection = Connection { channel, limits, context: context::current(), dispatch: dispatch.abort_handle() };
+        // A hello is answered at once or not at all: a server that is stopped must not use up the time for another attempt.
+        let soon = deadline.min(Instant::now() + Duration::from_secs(5).max(self.connect_timeout / 4));
+        let welcome = match self.call(&connection, Call::Hello(self.hello.clone()), soon).await {
+            Err(Gone::Final(StoreError::Timeout { .. })) => return Err(Gone::Lost("it did not answer the handshake".into())),
+            other => other?,
+        };
+        connection.limits = match welcome {
+            Answer::Welcome(l) => Limits { max_frame: l.max_frame.min(self.hello.max_frame), max_ids: l.max_ids },
+            other => return Err(Gone::Final(self.unexpected(other))),
+        };
+        Ok(Arc::new(connection))
+    }
+
+    async fn call(&self, connection: &Connection, call: Call, deadline: Instant) -> Result<Answer, Gone> {
+        let mut context = connection.context;
+        context.deadline = deadline;
+        match connection.channel.call(context, call).await {
+            Ok(Answer::Failed(Failure::Busy(detail))) => Err(Gone::Busy(detail)),
+            Ok(answer) => Ok(answer),
+            Err(RpcError::DeadlineExceeded) => Err(Gone::Final(self.timeout())),
+            Err(RpcError::Shutdown) => Err(Gone::Lost("the connection was closed".into())),
+            Err(e @ RpcError::Channel(_)) => Err(Gone::Lost(causes(&e))),
+            Err(e) => Err(Gone::Final(self.refused(causes(&e)))),
+        }
+    }
+
+    async fn fetch_once(&self, connection: &Connection, request: &Request, deadline: Instant) -> Result<Reply, Gone> {
+        let is_keyed = |t: u32| self.keyed.get(t as usize).copied().unwrap_or(true);
+        let name = |t: u32| self.names.get(t as usize).cloned().unwrap_or_default();
+        let one = async |request: Request| match self.call(connection, Call::Fetch(request), deadline).await? {
+            Answer::Reply(reply) => Ok(reply),
+            other => Err(Gone::Final(self.unexpected(other))),
+        };
+        let cut = Chunks::cut(request, connection.limits, is_keyed, name).map_err(|e| Gone::Final(self.refused(e)))?;
+        let Some(chunks) = cut else {
+            return one(request.clone()).await;
+        };
+        let mut whole = chunks.reply();
+        for i in 0..chunks.len() {
+            let reply = one(chunks.request(i)).await?;
+            if !chunks.put(i, &reply, &mut whole) {
+                return Err(Gone::Final(self.refused("it sent another number of rows than was asked for".into())));
+            }
+        }
+        Ok(whole)
+    }
+
+    fn forget(&self, connection: &Arc<Connection>) {
+        let mut held = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.as_ref().is_some_and(|c| Arc::ptr_eq(c, connection)) {
+            *held = None;
+        }
+    }
+
+    async fn fetch_until(&self, request: Request, deadline: Instant) -> Result<Reply, StoreError> {
+        let mut backoff = Backoff::new();
+        loop {
+            let connection = self.connection(deadline).await?;
+            let gone = match self.fetch_once(&connection, &request, deadline).await {
+                Ok(reply) => return Ok(reply),
+                Err(gone) => gone,
+            };
+            match &gone {
+                Gone::Lost(_) => self.forget(&connection),
+                // Whoever does not answer may be half gone: the next call tries another connection.
+                Gone::Final(StoreError::Timeout { .. }) => self.forget(&connection),
+                Gone::Busy(_) | Gone::Final(_) => {}
+            }
+            if matches!(gone, Gone::Final(_)) || !backoff.wait(deadline).await {
+                return Err(self.last(gone));
+            }
+            self.retries.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+impl Peer for Client {
+    fn fetch(&self, request: Request) -> ReplyFuture<'_> {
+        let deadline = Instant::now() + self.rpc_timeout;
+        Box::pin(self.fetch_until(request, deadline))
+    }
+
+    fn retries(&self) -> u64 {
+        self.retries.load(Relaxed)
+    }
+}
+
+const _: () = assert!(MAX_HEAD < DEFAULT_MAX_FRAME);

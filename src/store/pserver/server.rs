@@ -1,0 +1,417 @@
+//! The server: a runtime of one thread per core, each with its share of the connections. Nothing that a client sends is
+//! trusted, and what one client does wrong is answered to that client alone.
+
+use super::ServerInfo;
+use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
+use crate::plan::assign_shards;
+use crate::store::request::{Request, row_blocks};
+use crate::store::{Shards, Stats, StoreError, read_manifest};
+use crate::wire::{DEFAULT_MAX_FRAME, Framed, HANDSHAKE_FRAME, Hello, Identity, MAX_HEAD, PREFIX, Role, causes};
+use futures::{SinkExt, StreamExt};
+use std::future::Future;
+use std::io;
+use std::net::TcpListener;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tarpc::Response;
+use tarpc::server::{BaseChannel, Config};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+
+/// When the checksums of shard files are compared with the manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verify {
+    /// Before serving if the files are small (64 MiB), else in the background while serving.
+    #[default]
+    Auto,
+    /// Before serving.
+    Eager,
+    /// While serving; from the first difference on every request is refused.
+    Background,
+    /// Never.
+    Off,
+}
+
+/// How to serve, and the limits that clients are held to.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Number of servers that share the shards.
+    pub servers: usize,
+    /// Which of them this is.
+    pub index: usize,
+    /// Threads; 0 means one per core.
+    pub threads: usize,
+    /// The secret that clients must know.
+    pub token: Option<String>,
+    /// The largest frame to send or to read, in bytes.
+    pub max_frame: usize,
+    /// The most ids in one request; clients split theirs.
+    pub max_ids: usize,
+    /// Connections at once; more are closed.
+    pub max_connections: usize,
+    /// Bytes of rows under way to all clients at once; requests wait for their share.
+    pub max_in_flight: usize,
+    /// Time from the start of a connection to the end of its handshake.
+    pub handshake_timeout: Duration,
+    /// Time that a client may take over one frame, to send or to take it.
+    pub stall_timeout: Duration,
+    /// Whether a client may stop the server.
+    pub remote_shutdown: bool,
+    /// When the files are verified.
+    pub verify: Verify,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            servers: 1,
+            index: 0,
+            threads: 0,
+            token: None,
+            max_frame: DEFAULT_MAX_FRAME,
+            max_ids: 1 << 20,
+            max_connections: 1024,
+            max_in_flight: 512 << 20,
+            handshake_timeout: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(30),
+            remote_shutdown: false,
+            verify: Verify::Auto,
+        }
+    }
+}
+
+/// What [`Verify::Auto`] reads before it serves.
+const SMALL: u64 = 64 << 20;
+/// Time that connections have to end by themselves when the server stops.
+const GRACE: Duration = Duration::from_secs(2);
+
+struct Shared {
+    shards: Arc<Shards>,
+    options: ServeOptions,
+    identity: Identity,
+    connections: AtomicUsize,
+    /// [`ServeOptions::max_in_flight`] in units of 1 KiB.
+    in_flight: Semaphore,
+    stop: watch::Sender<bool>,
+}
+
+/// Serves the shards of `dir` that are this server's, until `shutdown` resolves or a client stops the server. Blocks, with a
+/// thread per core. Clients that connect while the shards are being opened wait in the listener's queue.
+///
+/// # Errors
+/// Shards that are missing, torn or foreign, and errors of the system before the first connection.
+pub fn serve(
+    listener: TcpListener,
+    dir: &Path,
+    options: ServeOptions,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<Stats, StoreError> {
+    let manifest = read_manifest(dir)?;
+    if options.index >= options.servers {
+        let what = format!("pserver index {} of {} servers", options.index, options.servers);
+        return Err(StoreError::Corrupt(what));
+    }
+    let server_of = assign_shards(&manifest.shard_bytes(), options.servers);
+    let mine = |shard: u32| server_of.get(shard as usize) == Some(&options.index);
+    let shards = Arc::new(Shards::open(dir, Arc::new(manifest), mine)?);
+    serve_shards(listener, shards, options, shutdown)
+}
+
+/// As [`serve`], for shards that are open already.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_shards(
+    listener: TcpListener,
+    shards: Arc<Shards>,
+    options: ServeOptions,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<Stats, StoreError> {
+    match options.verify {
+        Verify::Eager => shards.verify()?,
+        Verify::Auto if shards.bytes() <= SMALL => shards.verify()?,
+        Verify::Auto | Verify::Background => {
+            let shards = shards.clone();
+            std::thread::spawn(move || {
+                if let Err(e) = shards.verify() {
+                    tracing::error!("{e}; every request is refused from now on");
+                }
+            });
+        }
+        Verify::Off => {}
+    }
+    let system = |e: io::Error| StoreError::Corrupt(format!("cannot serve: {e}"));
+    listener.set_nonblocking(true).map_err(system)?;
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n => n,
+    };
+    let runtimes = (0..threads).map(|_| tokio::runtime::Builder::new_current_thread().enable_all().build());
+    let mut runtimes = runtimes.collect::<io::Result<Vec<_>>>().map_err(system)?;
+    let Some(first) = runtimes.pop() else { return Ok(shards.stats()) };
+    let manifest = shards.manifest();
+    let shared = Shared {
+        identity: Identity {
+            plan_id: manifest.plan_id.clone(),
+            fingerprint: manifest.fingerprint.clone(),
+            token: options.token.clone(),
+            size: options.servers as u32,
+        },
+        connections: AtomicUsize::new(0),
+        in_flight: Semaphore::new((options.max_in_flight / 1024).clamp(1, Semaphore::MAX_PERMITS)),
+        stop: watch::Sender::new(false),
+        options,
+        shards: shards.clone(),
+    };
+    let shared = Arc::new(shared);
+    std::thread::scope(|scope| {
+        let mut queues = Vec::new();
+        for runtime in runtimes {
+            let (send, receive) = mpsc::unbounded_channel();
+            let shared = shared.clone();
+            scope.spawn(move || runtime.block_on(take_connections(receive, shared)));
+            queues.push(send);
+        }
+        first.block_on(accept(listener, queues, shared.clone(), shutdown)).map_err(system)
+    })?;
+    Ok(shards.stats())
+}
+
+/// Accepts connections and deals them out to the threads in turn, this one included.
+async fn accept(
+    listener: TcpListener,
+    queues: Vec<mpsc::UnboundedSender<std::net::TcpStream>>,
+    shared: Arc<Shared>,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let mut shutdown = pin!(shutdown);
+    let mut stop = shared.stop.subscribe();
+    let mut tasks = JoinSet::new();
+    let mut turn = 0;
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            _ = stop.changed() => break,
+            Some(_) = tasks.join_next() => {}
+            accepted = listener.accept() => {
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(e) => {
+                        // Out of descriptors, or the client is gone already: neither ends the server.
+                        tracing::warn!("cannot accept a connection: {e}");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    }
+                };
+                if shared.connections.fetch_add(1, Relaxed) >= shared.options.max_connections {
+                    shared.connections.fetch_sub(1, Relaxed);
+                    tracing::warn!("connection refused: {} are open", shared.options.max_connections);
+                    continue;
+                }
+                turn = (turn + 1) % (queues.len() + 1);
+                match queues.get(turn) {
+                    Some(queue) => match stream.into_std().map(|s| queue.send(s)) {
+                        Ok(Ok(())) => {}
+                        _ => _ = shared.connections.fetch_sub(1, Relaxed),
+                    },
+                    None => _ = tasks.spawn(connection(stream, shared.clone())),
+                }
+            }
+        }
+    }
+    shared.stop.send_replace(true);
+    drop(queues);
+    finish(tasks).await;
+    Ok(())
+}
+
+/// Serves the connections that are dealt to this thread.
+async fn take_connections(mut queue: mpsc::UnboundedReceiver<std::net::TcpStream>, shared: Arc<Shared>) {
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(_) = tasks.join_next() => {}
+            stream = queue.recv() => match stream.map(TcpStream::from_std) {
+                Some(Ok(stream)) => _ = tasks.spawn(connection(stream, shared.clone())),
+                Some(Err(_)) => _ = shared.connections.fetch_sub(1, Relaxed),
+                None => break,
+            }
+        }
+    }
+    finish(tasks).await;
+}
+
+async fn finish(mut tasks: JoinSet<()>) {
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, ended).await.is_err() {
+        tasks.shutdown().await;
+    }
+}
+
+/// Counts a connection down however it ends.
+struct Counted(Arc<Shared>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Relaxed);
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+    let counted = Counted(shared);
+    let peer = stream.peer_addr();
+    if let Err(e) = converse(stream, &counted.0).await {
+        tracing::debug!("connection of {peer:?} ended: {e}");
+    }
+}
+
+type Channel = BaseChannel<Call, Answer, Framed<TcpStream, ServerCodec>>;
+
+/// The whole of one connection: a handshake, then one request after the other. A client's next request waits in its
+/// socket while the present one is answered, so that a connection holds one frame of memory in each direction.
+async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    let transport = Framed::new(stream, ServerCodec::new(), HANDSHAKE_FRAME);
+    let mut channel: Channel = BaseChannel::new(Config::default(), transport);
+    let hello = match tokio::time::timeout(shared.options.handshake_timeout, channel.next()).await {
+        Err(_) => return Err("no handshake in time".into()),
+        Ok(None) => return Ok(()),
+        Ok(Some(first)) => first.map_err(|e| causes(&e))?.request,
+    };
+    let (role, answer) = greet(&hello.message, shared);
+    reply(&mut channel, shared, hello.id, answer).await?;
+    let Some(role) = role else { return Err("refused".into()) };
+    let o = &shared.options;
+    let largest_request = (PREFIX + MAX_HEAD).saturating_add(o.max_ids.saturating_mul(8));
+    std::pin::Pin::new(&mut channel).get_pin_ref().set_limits(o.max_frame.min(largest_request), o.max_frame);
+    let mut stop = shared.stop.subscribe();
+    if *stop.borrow_and_update() {
+        return Ok(());
+    }
+    let mut tick = tokio::time::interval(o.stall_timeout.max(Duration::from_millis(1)));
+    let mut partial = None;
+    loop {
+        tokio::select! {
+            biased;
+            next = channel.next() => {
+                let Some(next) = next else { return Ok(()) };
+                let request = next.map_err(|e| causes(&e))?.request;
+                answer_one(&mut channel, shared, role, request).await?;
+            }
+            _ = stop.changed() => return Ok(()),
+            _ = tick.tick() => {
+                // The same frame still under way at the second tick has had its time.
+                let now = std::pin::Pin::new(&mut channel).get_pin_ref().partial();
+                if now.is_some() && now == partial {
+                    return Err("a frame did not end in time".into());
+                }
+                partial = now;
+            }
+        }
+    }
+}
+
+fn greet(call: &Call, shared: &Shared) -> (Option<Role>, Answer) {
+    let Call::Hello(hello) = call else {
+        return (None, Answer::Failed(Failure::Refused("the first call of a connection is the handshake".into())));
+    };
+    if let Err(differs) = hello.check(&shared.identity).and_then(|()| check_index(hello, shared)) {
+        return (None, Answer::Failed(Failure::Refused(differs)));
+    }
+    let limits = Limits { max_frame: shared.options.max_frame as u64, max_ids: shared.options.max_ids as u64 };
+    (Some(hello.role), Answer::Welcome(limits))
+}
+
+fn check_index(hello: &Hello, shared: &Shared) -> Result<(), String> {
+    let (ours, theirs) = (shared.options.index as u32, hello.index);
+    match hello.role {
+        Role::Control => Ok(()),
+        Role::Worker if ours == theirs => Ok(()),
+        Role::Worker => Err(format!("pserver index {ours} here, {theirs} at the peer; are the endpoints in the same order everywhere?")),
+        Role::Rank => Err("this is a pserver, not a worker".into()),
+    }
+}
+
+async fn answer_one(channel: &mut Channel, shared: &Shared, role: Role, request: tarpc::Request<Call>) -> Result<(), String> {
+    let id = request.id;
+    match request.message {
+        Call::Fetch(fetch) if role == Role::Worker => {
+            // The share is held until the answer is written.
+            let (_share, answer) = match fetch_rows(&fetch, shared, request.context.deadline).await {
+                Ok((share, reply)) => (Some(share), Answer::Reply(reply)),
+                Err(failure) => (None, Answer::Failed(failure)),
+            };
+            drop(fetch);
+            reply(channel, shared, id, answer).await
+        }
+        Call::Info => reply(channel, shared, id, Answer::Info(info(shared))).await,
+        Call::Shutdown if role == Role::Control && shared.options.remote_shutdown => {
+            reply(channel, shared, id, Answer::Done).await?;
+            shared.stop.send_replace(true);
+            Ok(())
+        }
+        Call::Shutdown => reply(channel, shared, id, refuse("this server does not let its clients stop it")).await,
+        Call::Fetch(_) => reply(channel, shared, id, refuse("a control connection looks nothing up")).await,
+        Call::Hello(_) => reply(channel, shared, id, refuse("the handshake is done")).await,
+    }
+}
+
+fn refuse(why: &str) -> Answer {
+    Answer::Failed(Failure::Refused(why.into()))
+}
+
+async fn fetch_rows<'a>(
+    request: &Request,
+    shared: &'a Shared,
+    deadline: Instant,
+) -> Result<(tokio::sync::SemaphorePermit<'a>, crate::store::request::Reply), Failure> {
+    let o = &shared.options;
+    let ids: u64 = request.parts.iter().map(|p| u64::from(p.count)).sum();
+    if ids > o.max_ids as u64 {
+        return Err(Failure::Refused(format!("{ids} ids in one request, the limit is {}", o.max_ids)));
+    }
+    let rows = row_blocks(&request.parts).map_or(usize::MAX, |b| b.1);
+    if rows.saturating_add(PREFIX) > o.max_frame {
+        return Err(Failure::Refused(format!("an answer of {rows} bytes is over the frame limit of {} bytes (--max-frame)", o.max_frame)));
+    }
+    let units = (rows / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
+    let share = match shared.in_flight.try_acquire_many(units) {
+        Ok(share) => share,
+        Err(_) => match tokio::time::timeout_at(deadline.into(), shared.in_flight.acquire_many(units)).await {
+            Ok(Ok(share)) => share,
+            _ => return Err(Failure::Busy(format!("{} bytes of answers are under way", o.max_in_flight))),
+        },
+    };
+    Ok((share, shared.shards.answer(request)?))
+}
+
+async fn reply(channel: &mut Channel, shared: &Shared, request_id: u64, answer: Answer) -> Result<(), String> {
+    let sent = channel.send(Response { request_id, message: Ok(answer) });
+    match tokio::time::timeout(shared.options.stall_timeout, sent).await {
+        Ok(sent) => sent.map_err(|e| causes(&e)),
+        Err(_) => Err("the client did not take its answer in time".into()),
+    }
+}
+
+fn info(shared: &Shared) -> String {
+    let (shards, manifest) = (&shared.shards, shared.shards.manifest());
+    let numbers = shards.numbers();
+    let here = |t: &&crate::plan::TableEntry| t.pieces.iter().any(|p| numbers.contains(&p.shard));
+    let info = ServerInfo {
+        plan_id: manifest.plan_id.clone(),
+        fingerprint: manifest.fingerprint.clone(),
+        servers: shared.options.servers,
+        index: shared.options.index,
+        bytes: shards.bytes(),
+        tables: manifest.tables.iter().filter(here).map(|t| t.name.clone()).collect(),
+        shards: numbers,
+        connections: shared.connections.load(Relaxed),
+        stats: shards.stats(),
+    };
+    serde_json::to_string(&info).unwrap_or_default()
+}

@@ -1,0 +1,344 @@
+//! Shards of a deployment directory, mapped: what a pserver holds, and all of it for a run on one machine.
+
+use super::counters::Counters;
+use super::gather::{advise_random, gather};
+use super::keys::{ABSENT, Divisor, find, range_of};
+use super::layout::{self, Filling};
+use super::piece::{Mapped, checksum, open_piece};
+use super::request::{Part, Peer, Reply, ReplyFuture, Request, id_blocks, row_blocks};
+use super::{LookupFuture, Query, Stats, Store, StoreError, Table};
+use crate::plan::{Manifest, Sharding};
+use crate::wire::Pooled;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// The pieces of a table that are here; a piece that is elsewhere is `None`.
+#[derive(Debug)]
+enum Place {
+    Whole(Option<Mapped>),
+    Row(Divisor, Vec<Option<Mapped>>),
+    Range(Vec<u64>, Vec<Option<Mapped>>),
+    /// Bytes of columns before each piece among those that are here, and the piece.
+    Column(Vec<(usize, usize, Mapped)>),
+}
+
+#[derive(Debug)]
+struct Held {
+    place: Place,
+    /// Bytes of a row, of the columns that are here.
+    width: usize,
+    filling: Filling,
+}
+
+/// Some shards of a deployment (see [`Shards::open`]), or all. A [`Store`] if it is all of them.
+#[derive(Debug)]
+pub struct Shards {
+    dir: PathBuf,
+    manifest: Arc<Manifest>,
+    shards: Vec<bool>,
+    tables: Vec<Table>,
+    held: Vec<Held>,
+    counters: Counters,
+    fault: OnceLock<StoreError>,
+}
+
+/// The manifest of a deployment directory.
+///
+/// # Errors
+/// A directory without one, or one that is not valid.
+pub fn read_manifest(dir: &Path) -> Result<Manifest, StoreError> {
+    let path = dir.join("manifest.json");
+    let text = std::fs::read_to_string(&path).map_err(|e| StoreError::Corrupt(format!("cannot read \"{}\": {e}", path.display())))?;
+    Manifest::parse(&text).map_err(|e| StoreError::Corrupt(format!("\"{}\": {e}", path.display())))
+}
+
+/// A store over all shards of a deployment directory.
+///
+/// # Errors
+/// As [`read_manifest`] and [`Shards::open`].
+pub fn open_local(dir: &Path) -> Result<Arc<dyn Store>, StoreError> {
+    let manifest = Arc::new(read_manifest(dir)?);
+    Ok(Arc::new(Shards::open(dir, manifest, |_| true)?))
+}
+
+impl Shards {
+    /// Maps the pieces of `dir` whose shard `wanted` takes. Sizes and headers are checked, contents are not (see
+    /// [`Shards::verify`]).
+    ///
+    /// # Errors
+    /// Files that are missing, cut off, or hold another tensor than the manifest says; each is named.
+    pub fn open(dir: &Path, manifest: Arc<Manifest>, wanted: impl Fn(u32) -> bool) -> Result<Self, StoreError> {
+        let shards: Vec<bool> = (0..manifest.shards).map(&wanted).collect();
+        let mut held = Vec::with_capacity(manifest.tables.len());
+        for t in &manifest.tables {
+            let widths = layout::piece_widths(t)?;
+            let mut pieces = Vec::with_capacity(t.pieces.len());
+            for (piece, &width) in t.pieces.iter().zip(&widths) {
+                let here = shards.get(piece.shard as usize) == Some(&true);
+                let mapped = if here { Some(open_piece(dir, t, piece, width)?) } else { None };
+                if let Some(m) = &mapped {
+                    advise_random(&m.values);
+                }
+                pieces.push(mapped);
+            }
+            let mut width = layout::width(&t.name, t.dtype, t.columns())?;
+            let place = match t.sharding {
+                Sharding::Column => {
+                    width = 0;
+                    let mut columns = Vec::new();
+                    for (w, mapped) in widths.into_iter().zip(pieces) {
+                        let Some(mapped) = mapped else { continue };
+                        columns.push((width, w, mapped));
+                        width += w;
+                    }
+                    Place::Column(columns)
+                }
+                _ if pieces.len() == 1 => Place::Whole(pieces.pop().flatten()),
+                Sharding::Range => Place::Range(t.pieces.iter().map(|p| p.first_row).collect(), pieces),
+                _ => Place::Row(Divisor::new(pieces.len()), pieces),
+            };
+            held.push(Held { place, width, filling: Filling::of(t)? });
+        }
+        let tables = layout::tables(&manifest);
+        Ok(Self { dir: dir.into(), manifest, shards, tables, held, counters: Counters::default(), fault: OnceLock::new() })
+    }
+
+    /// The manifest of the deployment.
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// Bytes of the files that are mapped here.
+    pub fn bytes(&self) -> u64 {
+        self.pieces().map(|p| p.bytes).sum()
+    }
+
+    /// The numbers of the shards that are here.
+    pub fn numbers(&self) -> Vec<u32> {
+        (0..self.manifest.shards).filter(|&s| self.shards[s as usize]).collect()
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &crate::plan::Piece> {
+        self.manifest.tables.iter().flat_map(|t| &t.pieces).filter(|p| self.shards[p.shard as usize])
+    }
+
+    /// Compares the checksum of every file that is mapped here with the manifest. From the first that differs on, lookups
+    /// fail too.
+    ///
+    /// # Errors
+    /// Names the file, the expected and the found checksum.
+    pub fn verify(&self) -> Result<(), StoreError> {
+        for piece in self.pieces() {
+            let name = &piece.file;
+            let found = checksum(&self.dir.join(name)).map_err(|e| StoreError::Corrupt(format!("shard file \"{name}\": {e}")))?;
+            if found != piece.checksum {
+                let what = format!("shard file \"{name}\": expected checksum {}, found {found}", piece.checksum);
+                return Err(self.fault.get_or_init(|| StoreError::Corrupt(what)).clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// The counters so far.
+    pub(super) fn stats(&self) -> Stats {
+        self.counters.stats()
+    }
+
+    /// Writes the rows of `ids` to `out`; positions of absent keys, whose rows are zeros, to `absent`.
+    fn rows<I: Id>(&self, table: usize, ids: &[I], out: &mut [u8], absent: &mut Vec<u32>) -> Result<(), StoreError> {
+        let (t, held) = (&self.tables[table], &self.held[table]);
+        let width = held.width;
+        let whole = (width, 0, width);
+        let row = |piece: &'_ Mapped, row: u64| -> Option<std::ops::Range<usize>> {
+            let from = usize::try_from(row).ok()?.checked_mul(width)?;
+            (from + width <= piece.values.len()).then_some(from..from + width)
+        };
+        let done = match &held.place {
+            _ if t.keyed => return self.keyed_rows(table, ids, out, absent),
+            Place::Whole(piece) => {
+                let Some(p) = piece else { return Err(self.elsewhere(t)) };
+                gather(out, whole, ids.len(), |i| p.values.get(row(p, ids[i].wide())?))
+            }
+            Place::Row(n, pieces) => gather(out, whole, ids.len(), |i| {
+                let (r, p) = n.div_rem(ids[i].wide());
+                let p = pieces[p].as_ref()?;
+                p.values.get(row(p, r)?)
+            }),
+            Place::Range(starts, pieces) => gather(out, whole, ids.len(), |i| {
+                let id = ids[i].wide();
+                let p = range_of(starts, id);
+                let r = id.checked_sub(starts[p])?;
+                let p = pieces[p].as_ref()?;
+                p.values.get(row(p, r)?)
+            }),
+            Place::Column(pieces) => pieces.iter().try_for_each(|(offset, w, p)| {
+                gather(out, (width, *offset, *w), ids.len(), |i| {
+                    let from = usize::try_from(ids[i].wide()).ok()?.checked_mul(*w)?;
+                    p.values.get(from..from.checked_add(*w)?)
+                })
+            }),
+        };
+        done.map_err(|position| match ids.get(position).map(|i| i.wide()) {
+            Some(id) if id >= t.rows => StoreError::Invalid { table: t.name.clone(), id, position, rows: t.rows },
+            _ => self.elsewhere(t),
+        })
+    }
+
+    fn elsewhere(&self, t: &Table) -> StoreError {
+        StoreError::Corrupt(format!("table \"{}\": a row that was asked for is in none of the shards {:?}", t.name, self.numbers()))
+    }
+
+    fn keyed_rows<I: Id>(&self, table: usize, ids: &[I], out: &mut [u8], absent: &mut Vec<u32>) -> Result<(), StoreError> {
+        let (t, held) = (&self.tables[table], &self.held[table]);
+        let wanted: Vec<u64> = ids.iter().map(|i| i.wide()).collect();
+        let zeros = vec![0u8; held.width];
+        let one;
+        let (n, pieces) = match &held.place {
+            Place::Row(n, pieces) => (*n, pieces.as_slice()),
+            Place::Whole(piece) => {
+                one = std::slice::from_ref(piece);
+                (Divisor::new(1), one)
+            }
+            _ => return Err(self.elsewhere(t)),
+        };
+        // Keys are searched piece by piece, each piece's together.
+        let mut at = vec![ABSENT; wanted.len()];
+        let (mut mine, mut keys, mut found) = (Vec::new(), Vec::new(), Vec::new());
+        for (p, piece) in pieces.iter().enumerate() {
+            mine.clear();
+            mine.extend((0..wanted.len()).filter(|&i| pieces.len() == 1 || n.div_rem(wanted[i]).1 == p));
+            if mine.is_empty() {
+                continue;
+            }
+            let Some(piece) = piece else { return Err(self.elsewhere(t)) };
+            keys.clear();
+            keys.extend(mine.iter().map(|&i| wanted[i]));
+            found.clear();
+            find(piece.keys(), &keys, &mut found);
+            mine.iter().zip(&found).for_each(|(&i, &row)| at[i] = row);
+        }
+        absent.extend((0..wanted.len()).filter(|&i| at[i] == ABSENT).map(|i| i as u32));
+        let w = held.width;
+        gather(out, (w, 0, w), wanted.len(), |i| match at[i] {
+            ABSENT => Some(&zeros),
+            row => pieces[n.div_rem(wanted[i]).1].as_ref()?.values.get(row as usize * w..(row as usize + 1) * w),
+        })
+        .map_err(|_| self.elsewhere(t))
+    }
+
+    /// Answers a request that came from elsewhere: nothing in it is trusted.
+    pub(crate) fn answer(&self, request: &Request) -> Result<Reply, StoreError> {
+        if let Some(fault) = self.fault.get() {
+            return Err(fault.clone());
+        }
+        let parts: &[Part] = &request.parts;
+        for p in parts {
+            let width = self.held.get(p.table as usize).map(|h| h.width);
+            if width != Some(p.width as usize) {
+                let has = width.map_or("no such table".into(), |w| format!("rows of {w} bytes"));
+                return Err(StoreError::Corrupt(format!("table {} with rows of {} bytes was asked for, here is {has}", p.table, p.width)));
+            }
+        }
+        let sizes = id_blocks(parts).zip(row_blocks(parts));
+        let Some(((ids_at, ids_len), (rows_at, rows_len))) = sizes else {
+            return Err(StoreError::Corrupt("a request without a size".into()));
+        };
+        if ids_len != request.ids.len() {
+            return Err(StoreError::Corrupt(format!("expected {ids_len} bytes of ids, found {}", request.ids.len())));
+        }
+        let mut rows = Pooled::take(rows_len);
+        let mut reply_absent = Vec::new();
+        let (mut absent, mut end) = (Vec::new(), 0);
+        for (i, p) in parts.iter().enumerate() {
+            let (table, count) = (p.table as usize, p.count as usize);
+            // Gaps between blocks are cleared: the buffer has been used before.
+            rows[end..rows_at[i]].fill(0);
+            end = rows_at[i] + count * self.held[table].width;
+            let ids = &request.ids[ids_at[i]..ids_at[i] + count * p.id_bytes()];
+            let out = &mut rows[rows_at[i]..end];
+            if p.wide {
+                self.rows::<u64>(table, &cast_ids(ids), out, &mut absent)
+            } else {
+                self.rows::<u32>(table, &cast_ids(ids), out, &mut absent)
+            }?;
+            reply_absent.extend(absent.drain(..).map(|slot| (i as u32, slot)));
+        }
+        let ids = parts.iter().map(|p| u64::from(p.count)).sum();
+        let absent = reply_absent.len() as u64;
+        self.counters.add(&Stats { lookups: 1, ids, unique_ids: ids, bytes: rows_len as u64, absent, ..Stats::default() });
+        Ok(Reply { absent: reply_absent, rows })
+    }
+
+    fn query(&self, query: &Query, stats: &mut Stats) -> Result<crate::tensor::Tensor, StoreError> {
+        let (t, held) = (&self.tables[query.table], &self.held[query.table]);
+        layout::check_range(t, &query.ids)?;
+        let mut out = Pooled::take(query.ids.len() * held.width);
+        let mut absent = Vec::new();
+        self.rows(query.table, &query.ids, &mut out, &mut absent)?;
+        for &slot in &absent {
+            let row = held.filling.row(&t.name, query.ids[slot as usize])?;
+            out[slot as usize * held.width..][..held.width].copy_from_slice(row);
+        }
+        stats.ids += query.ids.len() as u64;
+        stats.unique_ids += query.ids.len() as u64;
+        stats.absent += absent.len() as u64;
+        stats.bytes += out.len() as u64;
+        layout::rows_tensor(t, query.ids.len(), out.freeze())
+    }
+}
+
+/// An id, as it is in a query or on the wire.
+trait Id: bytemuck::AnyBitPattern {
+    fn wide(&self) -> u64;
+}
+
+impl Id for u32 {
+    #[inline(always)]
+    fn wide(&self) -> u64 {
+        u64::from(*self)
+    }
+}
+
+impl Id for u64 {
+    #[inline(always)]
+    fn wide(&self) -> u64 {
+        *self
+    }
+}
+
+/// The ids of a block; copied only if it is not aligned, which buffers from the pool always are.
+fn cast_ids<I: Id>(bytes: &[u8]) -> std::borrow::Cow<'_, [I]> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(ids) => ids.into(),
+        Err(_) => bytes.chunks_exact(size_of::<I>()).map(bytemuck::pod_read_unaligned).collect::<Vec<I>>().into(),
+    }
+}
+
+impl Store for Shards {
+    fn tables(&self) -> &[Table] {
+        &self.tables
+    }
+
+    fn lookup(&self, queries: Vec<Query>) -> LookupFuture<'_> {
+        Box::pin(async move {
+            super::check_tables(&self.tables, &queries)?;
+            if let Some(fault) = self.fault.get() {
+                return Err(fault.clone());
+            }
+            let mut stats = Stats { lookups: 1, ..Stats::default() };
+            let rows = queries.iter().map(|q| self.query(q, &mut stats)).collect();
+            self.counters.add(&stats);
+            rows
+        })
+    }
+
+    fn stats(&self) -> Stats {
+        self.counters.stats()
+    }
+}
+
+impl Peer for Shards {
+    fn fetch(&self, request: Request) -> ReplyFuture<'_> {
+        Box::pin(async move { self.answer(&request) })
+    }
+}

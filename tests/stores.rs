@@ -1,0 +1,510 @@
+//! One contract, run by every store; and what pservers do when something is wrong.
+
+mod support;
+
+use graphtool::plan::{Absent, Manifest, Sharding};
+use graphtool::store::{self, ConnectOptions, Dedup, Memory, Query, ServeOptions, Shards, Store, StoreError, Verify};
+use graphtool::tensor::{DType, Tensor};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use support::{Server, Source, deploy, endpoints, source};
+
+fn options() -> ConnectOptions {
+    ConnectOptions { connect_timeout: Duration::from_secs(20), rpc_timeout: Duration::from_secs(20), ..ConnectOptions::default() }
+}
+
+/// The rows of `ids`, taken one by one.
+fn expected(table: &Tensor, ids: &[u64]) -> Tensor {
+    let shape = [&[ids.len()], &table.shape()[1..]].concat();
+    let width = table.bytes().unwrap().len() / table.shape()[0].max(1);
+    let rows: Vec<u8> = ids.iter().flat_map(|&i| table.bytes().unwrap()[i as usize * width..][..width].to_vec()).collect();
+    Tensor::from_bytes(table.dtype(), shape, rows).unwrap()
+}
+
+fn query(table: usize, ids: &[u64]) -> Query {
+    Query { table, ids: ids.to_vec() }
+}
+
+/// Tables of all dtypes, ranks and shardings.
+fn sources() -> Vec<Source> {
+    let dtypes = DType::all().filter(|&d| d != DType::String);
+    let names =
+        ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t", "u", "v", "w", "x", "y"];
+    let ways =
+        [(Sharding::Row, 3), (Sharding::Table, 1), (Sharding::Range, 4), (Sharding::Column, 2), (Sharding::Row, 4), (Sharding::Column, 3)];
+    let mut tables: Vec<Source> =
+        dtypes.zip(names).zip(ways.iter().cycle()).map(|((d, n), &(how, pieces))| source(n, d, &[11, 24], how, pieces)).collect();
+    tables.push(source("rank one", DType::F32, &[10], Sharding::Row, 3));
+    tables.push(source("rank four", DType::F16, &[9, 2, 3, 4], Sharding::Column, 2));
+    tables.push(source("rank three", DType::F64, &[9, 2, 3], Sharding::Range, 9));
+    tables.push(source("one row", DType::I64, &[1, 5], Sharding::Row, 3));
+    tables.push(source("no columns", DType::F32, &[7, 0], Sharding::Table, 1));
+    tables.push(source("odd", DType::U8, &[300, 3], Sharding::Row, 7));
+    tables
+}
+
+async fn contract(store: &dyn Store, sources: &[Source]) {
+    let tables = store.tables().to_vec();
+    assert_eq!(tables.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), sources.iter().map(|s| s.name).collect::<Vec<_>>());
+    let ids_of = |t: usize, k: u64| -> Vec<u64> { (0..40).map(|i| (i * i * 7 + k) % tables[t].rows).collect() };
+    // Each table alone: order, duplicates, one id, none.
+    for (t, s) in sources.iter().enumerate() {
+        assert_eq!((tables[t].rows, tables[t].dtype), (s.values.shape()[0] as u64, s.values.dtype()));
+        let last = tables[t].rows - 1;
+        for ids in [ids_of(t, 3), vec![], vec![last], vec![last, 0, last, last], (0..tables[t].rows).collect()] {
+            let rows = store.lookup(vec![query(t, &ids)]).await.unwrap();
+            assert_eq!(rows, [expected(&s.values, &ids)], "table {:?} ids {ids:?}", s.name);
+            graphtool::dispatch!(rows[0].dtype(), T => if rows[0].dtype().bits() >= 8 { rows[0].as_slice::<T>().unwrap(); });
+        }
+    }
+    // All tables at once, some twice and some without ids.
+    let mut queries: Vec<Query> = (0..tables.len()).map(|t| query(t, &ids_of(t, 1))).collect();
+    queries.extend((0..tables.len()).rev().map(|t| query(t, if t % 2 == 0 { &[0, 0] } else { &[] })));
+    let rows = store.lookup(queries.clone()).await.unwrap();
+    for (q, r) in queries.iter().zip(rows) {
+        assert_eq!(r, expected(&sources[q.table].values, &q.ids), "table {:?}", sources[q.table].name);
+    }
+    assert!(store.lookup(vec![]).await.unwrap().is_empty());
+    // Lookups that overlap.
+    let many = (0..20).map(|k| store.lookup((0..tables.len()).map(|t| query(t, &ids_of(t, k))).collect()));
+    for (k, rows) in futures::future::try_join_all(many).await.unwrap().into_iter().enumerate() {
+        assert_eq!(rows[0], expected(&sources[0].values, &ids_of(0, k as u64)));
+    }
+    // A row that is not there.
+    for (t, table) in tables.iter().enumerate() {
+        let error = store.lookup(vec![query(t, &[0, table.rows, u64::MAX])]).await.unwrap_err();
+        let text = format!("table {:?}: id {} at position 1 is out of range, valid 0..{}", table.name, table.rows, table.rows);
+        assert_eq!(error.to_string(), text);
+    }
+    assert!(store.lookup(vec![query(tables.len(), &[0])]).await.is_err());
+    assert!(store.stats().lookups > 0);
+}
+
+#[tokio::test]
+async fn memory_keeps_the_contract() {
+    let sources = sources();
+    let mut memory = Memory::new();
+    for s in &sources {
+        memory.add(s.name, &s.values).unwrap();
+    }
+    contract(&memory, &sources).await;
+}
+
+#[tokio::test]
+async fn local_shards_keep_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = sources();
+    deploy(dir.path(), &sources, 5);
+    contract(&*store::open_local(dir.path()).unwrap(), &sources).await;
+}
+
+#[tokio::test]
+async fn pservers_keep_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = sources();
+    let manifest = Arc::new(deploy(dir.path(), &sources, 5));
+    for servers in 1..=3 {
+        let running = Server::start_all(dir.path(), servers, ServeOptions::default());
+        for dedup in [Dedup::Auto, Dedup::Always, Dedup::Never] {
+            let store = store::connect(manifest.clone(), &endpoints(&running), ConnectOptions { dedup, ..options() }).await.unwrap();
+            contract(&*store, &sources).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn pservers_with_small_limits_keep_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = sources();
+    let manifest = Arc::new(deploy(dir.path(), &sources, 5));
+    for limits in [
+        ServeOptions { max_ids: 7, ..ServeOptions::default() },
+        ServeOptions { max_frame: 1500, ..ServeOptions::default() },
+        ServeOptions { max_in_flight: 1, ..ServeOptions::default() },
+    ] {
+        let running = Server::start_all(dir.path(), 2, limits);
+        let store = store::connect(manifest.clone(), &endpoints(&running), options()).await.unwrap();
+        contract(&*store, &sources).await;
+    }
+    let running = Server::start_all(dir.path(), 2, ServeOptions::default());
+    let store = store::connect(manifest.clone(), &endpoints(&running), ConnectOptions { max_frame: 1000, ..options() }).await.unwrap();
+    contract(&*store, &sources).await;
+}
+
+/// `{5: [1, 1], 9: [2, 2], 4: [3, 3]}` by policy.
+fn keyed(name: &'static str, absent: Absent, pieces: usize) -> Source {
+    let values = Tensor::new([3, 2], vec![1f32, 1.0, 2.0, 2.0, 3.0, 3.0]).unwrap();
+    let default_row = Some(vec![9.0, 9.0]);
+    Source { name, values, keys: Some(vec![5, 9, 4]), sharding: Sharding::Row, pieces, absent, default_row }
+}
+
+async fn keyed_contract(store: &dyn Store) {
+    let rows = |ids: &[u64]| vec![query(0, ids), query(1, ids)];
+    let t = |rows: &[f32]| Tensor::new([rows.len() / 2, 2], rows.to_vec()).unwrap();
+    let got = store.lookup(rows(&[5, 7, u64::MAX, 4])).await.unwrap();
+    assert_eq!(got, [t(&[1., 1., 0., 0., 0., 0., 3., 3.]), t(&[1., 1., 9., 9., 9., 9., 3., 3.])]);
+    assert_eq!(store.stats().absent, 4);
+    let got = store.lookup(rows(&[7, 7, 9, 7])).await.unwrap();
+    assert_eq!(got[1], t(&[9., 9., 9., 9., 2., 2., 9., 9.]));
+    assert_eq!(store.stats().absent, 10);
+    assert_eq!(store.lookup(vec![query(2, &[9, 5])]).await.unwrap(), [t(&[2., 2., 1., 1.])]);
+    let error = store.lookup(vec![query(2, &[9, 7])]).await.unwrap_err();
+    assert!(matches!(error, StoreError::Absent { .. }));
+    assert_eq!(error.to_string(), "table \"error\": key 7 is absent");
+    assert_eq!(store.tables()[0].rows, 3);
+}
+
+#[tokio::test]
+async fn absent_keys_follow_their_policy() {
+    for pieces in 1..=3 {
+        let sources =
+            [keyed("zero", Absent::Zero, pieces), keyed("default", Absent::Default, pieces), keyed("error", Absent::Error, pieces)];
+        let mut memory = Memory::new();
+        for s in &sources {
+            memory.add_keyed(s.name, s.keys.as_deref().unwrap(), &s.values, s.absent, s.default_row.as_deref()).unwrap();
+        }
+        keyed_contract(&memory).await;
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = Arc::new(deploy(dir.path(), &sources, 3));
+        keyed_contract(&*store::open_local(dir.path()).unwrap()).await;
+        for (servers, max_frame) in [(1, 1 << 20), (2, 1 << 20), (2, 300)] {
+            let running = Server::start_all(dir.path(), servers, ServeOptions::default());
+            let options = ConnectOptions { max_frame, ..options() };
+            keyed_contract(&*store::connect(manifest.clone(), &endpoints(&running), options).await.unwrap()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn many_absent_keys_fit_their_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = Arc::new(deploy(dir.path(), &[keyed("default", Absent::Default, 1)], 1));
+    let running = Server::start_all(dir.path(), 1, ServeOptions::default());
+    let store = store::connect(manifest, &endpoints(&running), options()).await.unwrap();
+    let ids: Vec<u64> = (0..200_000).collect();
+    let rows = store.lookup(vec![query(0, &ids)]).await.unwrap().remove(0);
+    assert_eq!(store.stats().absent, 199_997);
+    assert_eq!(rows.as_slice::<f32>().unwrap()[8..14], [3., 3., 1., 1., 9., 9.]);
+}
+
+fn plain(rows: usize, columns: usize, pieces: usize) -> (tempfile::TempDir, Arc<Manifest>, Source) {
+    let dir = tempfile::tempdir().unwrap();
+    let table = source("T", DType::F32, &[rows, columns], Sharding::Row, pieces);
+    let manifest = deploy(dir.path(), std::slice::from_ref(&table), pieces as u32);
+    (dir, Arc::new(manifest), table)
+}
+
+#[tokio::test]
+async fn duplicates_are_sent_once_and_expanded() {
+    let (dir, manifest, table) = plain(4, 2, 2);
+    let running = Server::start_all(dir.path(), 2, ServeOptions::default());
+    let store = store::connect(manifest, &endpoints(&running), options()).await.unwrap();
+    let rows = store.lookup(vec![query(0, &[3, 1, 3, 3])]).await.unwrap();
+    assert_eq!(rows, [expected(&table.values, &[3, 1, 3, 3])]);
+    let stats = store.stats();
+    assert_eq!((stats.ids, stats.unique_ids, stats.requests, stats.bytes), (4, 2, 1, 16));
+    // Queries without ids put nothing on the wire.
+    store.lookup(vec![query(0, &[])]).await.unwrap();
+    assert_eq!(store.stats().requests, 1);
+    drop(store);
+    let sent: u64 = running.into_iter().map(|s| s.stop().unwrap().ids).sum();
+    assert_eq!(sent, 2);
+}
+
+#[tokio::test]
+async fn requests_and_answers_over_the_frame_limit_are_split() {
+    let (dir, manifest, table) = plain(100_000, 64, 1);
+    let running = Server::start_all(dir.path(), 1, ServeOptions { max_frame: 8 << 20, ..ServeOptions::default() });
+    let connect = ConnectOptions { dedup: Dedup::Never, max_frame: 8 << 20, ..options() };
+    let store = store::connect(manifest, &endpoints(&running), connect).await.unwrap();
+    let ids: Vec<u64> = (0..70_000).map(|i| (i * 31) % 100_000).collect();
+    assert_eq!(store.lookup(vec![query(0, &ids)]).await.unwrap(), [expected(&table.values, &ids)]);
+    let ids: Vec<u64> = (0..1_100_000).map(|i| (i * 31) % 100_000).collect();
+    let rows = store.lookup(vec![query(0, &ids)]).await.unwrap().remove(0);
+    assert_eq!(rows.shape()[0], ids.len());
+    let (rows, table) = (rows.as_slice::<f32>().unwrap(), table.values.as_slice::<f32>().unwrap());
+    for (i, &id) in ids.iter().enumerate().step_by(997) {
+        assert_eq!(rows[i * 64..][..64], table[id as usize * 64..][..64]);
+    }
+}
+
+#[tokio::test]
+async fn a_row_wider_than_the_frame_limit_names_size_limit_and_option() {
+    let (dir, manifest, _) = plain(4, 20_000, 1);
+    let running = Server::start_all(dir.path(), 1, ServeOptions { max_frame: 64 << 10, ..ServeOptions::default() });
+    let store = store::connect(manifest, &endpoints(&running), options()).await.unwrap();
+    let error = store.lookup(vec![query(0, &[1])]).await.unwrap_err().to_string();
+    for part in ["\"T\"", "80153 bytes", "65536 bytes", "--max-frame"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_starts_late_is_waited_for() {
+    let (dir, manifest, table) = plain(10, 2, 3);
+    // The port is known, but nothing listens on it until a first attempt has failed.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = listener.local_addr().unwrap();
+    drop(listener);
+    let endpoints = [endpoint.to_string()];
+    let connecting = store::connect(manifest, &endpoints, options());
+    let starting = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Server::on(TcpListener::bind(endpoint).unwrap(), dir.path(), ServeOptions::default())
+    };
+    let (store, _server) = futures::join!(connecting, starting);
+    assert_eq!(store.unwrap().lookup(vec![query(0, &[9])]).await.unwrap(), [expected(&table.values, &[9])]);
+}
+
+#[tokio::test]
+async fn a_server_that_never_starts_is_named() {
+    let (_dir, manifest, _) = plain(10, 2, 1);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let started = Instant::now();
+    let short = ConnectOptions { connect_timeout: Duration::from_millis(300), ..options() };
+    let error = store::connect(manifest, std::slice::from_ref(&endpoint), short).await.unwrap_err();
+    assert!(started.elapsed() >= Duration::from_millis(300));
+    assert!(matches!(error, StoreError::Unavailable { .. }));
+    assert!(error.to_string().contains(&endpoint), "{error}");
+}
+
+#[tokio::test]
+async fn another_deployment_is_refused_with_both_values() {
+    let (dir, manifest, _) = plain(10, 2, 2);
+    let running = Server::start_all(dir.path(), 2, ServeOptions { token: Some("secret".into()), ..ServeOptions::default() });
+    let endpoints = endpoints(&running);
+    let options = ConnectOptions { token: Some("secret".into()), ..options() };
+    assert!(store::connect(manifest.clone(), &endpoints, options.clone()).await.is_ok());
+    let refusal = async |change: fn(&mut Manifest, &mut Vec<String>, &mut ConnectOptions)| {
+        let (mut m, mut e, mut o) = ((*manifest).clone(), endpoints.clone(), options.clone());
+        change(&mut m, &mut e, &mut o);
+        let error = store::connect(Arc::new(m), &e, o).await.unwrap_err();
+        assert!(matches!(error, StoreError::Refused { .. }), "{error}");
+        error.to_string()
+    };
+    let text = refusal(|m, _, _| m.plan_id = "plan-b".into()).await;
+    assert!(text.ends_with("refused: plan id plan-a here, plan-b at the peer"), "{text}");
+    let text = refusal(|m, _, _| m.fingerprint = "graph-b".into()).await;
+    assert!(text.ends_with("refused: graph fingerprint graph-a here, graph-b at the peer"), "{text}");
+    let text = refusal(|_, _, o| o.token = None).await;
+    assert!(text.ends_with("refused: a token is required, none was sent"), "{text}");
+    let text = refusal(|_, _, o| o.token = Some("sekret".into())).await;
+    assert!(text.ends_with("refused: a token is required, another one was sent"), "{text}");
+    let text = refusal(|_, e, _| e.truncate(1)).await;
+    assert!(text.ends_with("number of pservers 2 here, 1 at the peer"), "{text}");
+    let text = refusal(|_, e, _| e.swap(0, 1)).await;
+    assert!(text.contains("pserver index"), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_is_found_again() {
+    let (dir, manifest, table) = plain(10, 2, 1);
+    let server = Server::start(dir.path(), ServeOptions::default());
+    let endpoint = server.endpoint.clone();
+    let store = store::connect(manifest, std::slice::from_ref(&endpoint), options()).await.unwrap();
+    store.lookup(vec![query(0, &[1])]).await.unwrap();
+    server.stop().unwrap();
+    let lookup = store.lookup(vec![query(0, &[2])]);
+    let restart = async {
+        let mut listener = TcpListener::bind(&endpoint);
+        while listener.is_err() {
+            tokio::task::yield_now().await;
+            listener = TcpListener::bind(&endpoint);
+        }
+        Server::on(listener.unwrap(), dir.path(), ServeOptions::default())
+    };
+    let (rows, _server) = futures::join!(lookup, restart);
+    assert_eq!(rows.unwrap(), [expected(&table.values, &[2])]);
+    assert!(store.stats().retries > 0);
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_is_unavailable() {
+    let (dir, manifest, _) = plain(10, 2, 1);
+    let server = Server::start(dir.path(), ServeOptions::default());
+    let endpoint = server.endpoint.clone();
+    let short = ConnectOptions { rpc_timeout: Duration::from_millis(200), ..options() };
+    let store = store::connect(manifest, std::slice::from_ref(&endpoint), short).await.unwrap();
+    server.stop().unwrap();
+    let error = store.lookup(vec![query(0, &[2])]).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    assert!(error.to_string().contains(&endpoint), "{error}");
+}
+
+/// Passes bytes between a client and a server until it is told to hold them back.
+fn proxy(to: String) -> (String, Arc<std::sync::atomic::AtomicBool>) {
+    use std::sync::atomic::Ordering::SeqCst;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    let stalled = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let flag = stalled.clone();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (Ok(client), Ok(server)) = (client, TcpStream::connect(&to)) else { return };
+            for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)] {
+                let flag = flag.clone();
+                std::thread::spawn(move || {
+                    let mut buffer = [0; 4096];
+                    while let Ok(n) = from.read(&mut buffer) {
+                        if n == 0 {
+                            _ = to.shutdown(std::net::Shutdown::Write);
+                            return;
+                        }
+                        if !flag.load(SeqCst) && to.write_all(&buffer[..n]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        }
+    });
+    (endpoint, stalled)
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_a_timeout_and_never_a_default_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = Arc::new(deploy(dir.path(), &[keyed("zero", Absent::Zero, 1)], 1));
+    let server = Server::start(dir.path(), ServeOptions::default());
+    let (endpoint, stalled) = proxy(server.endpoint.clone());
+    let short = ConnectOptions { rpc_timeout: Duration::from_millis(500), ..options() };
+    let store = store::connect(manifest, std::slice::from_ref(&endpoint), short).await.unwrap();
+    store.lookup(vec![query(0, &[5])]).await.unwrap();
+    stalled.store(true, std::sync::atomic::Ordering::SeqCst);
+    let error = store.lookup(vec![query(0, &[5, 7])]).await.unwrap_err();
+    assert!(matches!(error, StoreError::Timeout { .. }), "{error}");
+    assert_eq!(error.to_string(), format!("pserver {endpoint} did not answer within 0.5 s"));
+    assert_eq!(store.stats().absent, 0);
+    stalled.store(false, std::sync::atomic::Ordering::SeqCst);
+    store.lookup(vec![query(0, &[5])]).await.unwrap();
+}
+
+#[tokio::test]
+async fn clients_that_misbehave_harm_nobody_else() {
+    let (dir, manifest, table) = plain(1000, 64, 1);
+    let limits = ServeOptions {
+        threads: 2,
+        max_connections: 40,
+        handshake_timeout: Duration::from_millis(300),
+        stall_timeout: Duration::from_millis(300),
+        ..ServeOptions::default()
+    };
+    let server = Server::start(dir.path(), limits);
+    let connect = async || store::connect(manifest.clone(), std::slice::from_ref(&server.endpoint), options()).await.unwrap();
+    let store = connect().await;
+    let garbage: [&[u8]; 6] = [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        &[0xff; 5000],
+        b"",
+        // Huge and half frames, and a call before the handshake.
+        b"gtw1\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"gtw1\x20\0\0\0\0\0\0\0abc",
+        b"gtw1\x11\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\x40\x42\x0f\0\0\0\0\0",
+    ];
+    let mut open = Vec::new();
+    for round in 0..30 {
+        let mut stream = TcpStream::connect(&server.endpoint).unwrap();
+        stream.write_all(garbage[round % garbage.len()]).unwrap();
+        open.push(stream);
+        let ids = [round as u64, 999];
+        assert_eq!(store.lookup(vec![query(0, &ids)]).await.unwrap(), [expected(&table.values, &ids)]);
+    }
+    // Each of them is let go, whether it speaks or not.
+    for mut stream in open {
+        let mut rest = Vec::new();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        match stream.read_to_end(&mut rest) {
+            Ok(_) => {}
+            Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset),
+        }
+    }
+    assert_eq!(connect().await.lookup(vec![query(0, &[7])]).await.unwrap(), [expected(&table.values, &[7])]);
+}
+
+#[tokio::test]
+async fn a_server_tells_of_itself_and_stops_when_told() {
+    let (dir, manifest, _) = plain(10, 2, 4);
+    let locked = Server::start(dir.path(), ServeOptions { threads: 2, ..ServeOptions::default() });
+    let error = store::stop_server(&locked.endpoint, &options()).await.unwrap_err().to_string();
+    assert!(error.contains("does not let its clients stop it"), "{error}");
+    let mut running = Server::start_all(dir.path(), 2, ServeOptions { remote_shutdown: true, ..ServeOptions::default() });
+    let store = store::connect(manifest, &endpoints(&running), options()).await.unwrap();
+    store.lookup(vec![query(0, &[0, 1, 2])]).await.unwrap();
+    let info = store::server_info(&running[1].endpoint, &options()).await.unwrap();
+    assert_eq!((info.plan_id.as_str(), info.servers, info.index), ("plan-a", 2, 1));
+    assert_eq!((info.shards.len(), info.tables.as_slice()), (2, &["T".to_string()][..]));
+    assert_eq!(info.stats.lookups, 1);
+    let last = running.pop().unwrap();
+    store::stop_server(&last.endpoint, &options()).await.unwrap();
+    assert_eq!(last.wait().unwrap().lookups, 1);
+}
+
+#[test]
+fn torn_and_foreign_files_are_named_before_serving() {
+    let (dir, manifest, _) = plain(10, 2, 2);
+    let file = dir.path().join(&manifest.tables[0].pieces[1].file);
+    let whole = std::fs::read(&file).unwrap();
+    let open = || store::serve(TcpListener::bind("127.0.0.1:0").unwrap(), dir.path(), ServeOptions::default(), async {});
+    assert!(open().is_ok());
+    std::fs::write(&file, &whole[..whole.len() - 8]).unwrap();
+    let n = whole.len();
+    let error = open().unwrap_err().to_string();
+    let name = "table \"T\": shard file \"shards/T-00001-of-00002.safetensors\"";
+    assert_eq!(error, format!("{name}: expected {n} bytes, found {}", n - 8));
+    let mut other = whole.clone();
+    other[n - 1] ^= 1;
+    std::fs::write(&file, &other).unwrap();
+    let error = open().unwrap_err().to_string();
+    assert!(error.contains("00001-of-00002.safetensors\": expected checksum ") && error.contains(", found "), "{error}");
+    other = whole.clone();
+    other[3] = 0xff;
+    std::fs::write(&file, &other).unwrap();
+    assert!(open().unwrap_err().to_string().starts_with(&format!("{name}: not a safetensors file: ")));
+    std::fs::remove_file(&file).unwrap();
+    assert!(open().unwrap_err().to_string().starts_with(name));
+}
+
+#[tokio::test]
+async fn damage_that_is_found_while_serving_ends_the_lookups() {
+    let (dir, manifest, _) = plain(10, 2, 1);
+    let file = dir.path().join(&manifest.tables[0].pieces[0].file);
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let server = Server::start(dir.path(), ServeOptions { verify: Verify::Background, ..ServeOptions::default() });
+    let store = store::connect(manifest, std::slice::from_ref(&server.endpoint), options()).await.unwrap();
+    let error = loop {
+        if let Err(e) = store.lookup(vec![query(0, &[1])]).await {
+            break e.to_string();
+        }
+    };
+    assert!(error.contains("expected checksum"), "{error}");
+}
+
+#[tokio::test]
+async fn a_large_sparse_table_is_read_at_64_bit_offsets() {
+    // 262,144 rows of 35,840 bytes: 9.4 GB that take no room.
+    let dir = tempfile::tempdir().unwrap();
+    let (rows, columns) = (262_144u64, 8960u64);
+    let header = format!(r#"{{"values":{{"dtype":"F32","shape":[{rows},{columns}],"data_offsets":[0,{}]}}}}"#, rows * columns * 4);
+    let header = format!("{header:<120}");
+    std::fs::create_dir(dir.path().join("shards")).unwrap();
+    let mut file = std::fs::File::create(dir.path().join("shards/big")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    let bytes = 128 + rows * columns * 4;
+    file.set_len(bytes).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &7f32.to_le_bytes(), 128 + 239_674 * columns * 4).unwrap();
+    let manifest = format!(
+        r#"{{"format_version":1,"plan_id":"p","fingerprint":"f","shards":1,"tables":[{{"name":"big","rows":{rows},"row_shape":[{columns}],
+        "dtype":"float32","sharding":"table","pieces":[{{"file":"shards/big","shard":0,"rows":{rows},"columns":{columns},"bytes":{bytes},"checksum":""}}]}}]}}"#
+    );
+    let shards = Shards::open(dir.path(), Arc::new(Manifest::parse(&manifest).unwrap()), |_| true).unwrap();
+    let rows = shards.lookup(vec![query(0, &[239_674, 262_143])]).await.unwrap().remove(0);
+    let rows = rows.as_slice::<f32>().unwrap();
+    assert_eq!((rows[0], rows[1], rows[8960]), (7.0, 0.0, 0.0));
+}
