@@ -432,7 +432,8 @@ fn direction<T: Real>(
                         let i = act(0, pre(0, j) + peep(0, j) * c[j]);
                         let f = if spec.input_forget { T::one() - i } else { act(0, pre(2, j) + peep(2, j) * c[j]) };
                         c[j] = f * c[j] + i * act(1, pre(3, j));
-                        h[j] = act(0, pre(1, j) + peep(1, j) * c[j]) * act(2, c[j]);
+                        // The state itself is not clipped, as in other runtimes.
+                        h[j] = act(0, pre(1, j) + peep(1, j) * c[j]) * acts[2].apply(c[j]);
                     }
                 }
             }
@@ -536,7 +537,7 @@ mod tests {
         let h = sigmoid(1.0 + 0.5 * c) * c.tanh();
         check("LSTM", Attrs::new().with("input_forget", 1), inputs.clone(), &[&[h], &[h], &[c]]);
         let c = sigmoid(0.25) * (2.0 + 0.25f32.tanh());
-        let h = sigmoid(0.25) * 0.25f32.tanh();
+        let h = sigmoid(0.25) * c.tanh();
         check("LSTM", Attrs::new().with("clip", 0.25), inputs, &[&[h], &[h], &[c]]);
     }
 

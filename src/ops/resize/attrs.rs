@@ -282,8 +282,8 @@ mod tests {
 
     #[test]
     fn version_10_takes_the_pixel_before() {
-        assert_eq!(resize(10, Attrs::new(), row(), vec![1.5]).unwrap(), [1.0, 1.0, 2.0, 3.0, 3.0, 4.0]);
-        assert_eq!(resize(11, Attrs::new(), row(), vec![1.5]).unwrap(), [1.0, 2.0, 2.0, 3.0, 3.0, 4.0]);
+        assert_eq!(resize(10, Attrs::new(), row(), vec![1.25]).unwrap(), [1.0, 1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(resize(11, Attrs::new(), row(), vec![1.25]).unwrap(), [1.0, 2.0, 2.0, 3.0, 4.0]);
     }
 
     #[test]

@@ -166,7 +166,9 @@ impl Sampler {
         if self.mode == Mode::Nearest {
             x = x.round_ties_even();
         }
+        // A cubic reads around the place itself, wherever it lies; only its pixels are brought inside.
         x = match self.padding {
+            _ if self.mode == Mode::Cubic => x,
             Padding::Zeros => x,
             Padding::Border => x.clamp(0.0, (length - 1.0).max(0.0)),
             Padding::Reflection => self.reflect(x, dim),

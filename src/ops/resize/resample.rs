@@ -92,7 +92,8 @@ impl Along {
         let half_pixel = (x + 0.5) / self.scale - 0.5;
         Some(match method.coordinates {
             Coordinates::HalfPixel => half_pixel,
-            Coordinates::HalfPixelSymmetric => input / 2.0 * (1.0 - self.output as f64 / width) + half_pixel,
+            // In this order, so that places that are whole numbers come out whole.
+            Coordinates::HalfPixelSymmetric => input / 2.0 * (1.0 - self.output as f64 / width) + (x + 0.5) / self.scale - 0.5,
             Coordinates::PytorchHalfPixel => {
                 if self.output > 1 {
                     half_pixel
