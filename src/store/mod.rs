@@ -11,6 +11,7 @@ pub mod pserver;
 mod request;
 mod sharded;
 mod shards;
+mod stream;
 
 pub use dedup::Dedup;
 pub use memory::Memory;
