@@ -1,10 +1,13 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 
+pub mod cli;
 pub mod comm;
 pub mod data;
+pub mod deploy;
 pub mod exec;
 pub mod formats;
 pub mod ir;
+pub mod job;
 pub mod ops;
 pub mod passes;
 pub mod plan;

@@ -12,6 +12,9 @@ use crate::tensor::Value;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+/// Bytes of stack of a pool thread: bodies may be nested.
+const STACK: usize = 16 << 20;
+
 /// What a session runs with.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -51,7 +54,8 @@ impl Session {
         let plan = Compiler::new(model).main()?;
         let host = Host::new(options.store, options.comm, options.runtime);
         check_tables(&plan, &host)?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("worker-{i}")).build();
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(options.threads).stack_size(STACK).thread_name(|i| format!("worker-{i}")).build();
         let pool = pool.map_err(|e| ExecError::Model(format!("no threads: {e}")))?;
         Ok(Self { plan, host, pool, profile: options.profile.then(Profile::default) })
     }

@@ -498,6 +498,26 @@ impl Graph {
         }
     }
 
+    /// Calls `f` on each constant here and in bodies with the name of its value: initializers, defaults of inputs, tensors
+    /// of Constant nodes; other tensor attributes have no name.
+    pub(super) fn map_constants(&mut self, f: &mut dyn FnMut(&str, &mut Constant)) {
+        for id in self.params.clone().into_iter().chain(self.order.clone()) {
+            let node = self.node_mut(id);
+            let name = node.outputs.first().map(|o| o.name.clone()).unwrap_or_default();
+            if let Kind::Param(c) | Kind::Input(Some(c)) = &mut node.kind {
+                f(&name, c);
+            }
+            let is_constant = node.op().is_some_and(|o| o.is("Constant"));
+            for (_, attr) in node.attrs.iter_mut() {
+                match attr {
+                    Attr::Tensor(c) => f(if is_constant { &name } else { "" }, c),
+                    Attr::Tensors(list) => list.iter_mut().for_each(|c| f("", c)),
+                    _ => attr.graphs_mut().iter_mut().for_each(|g| g.map_constants(f)),
+                }
+            }
+        }
+    }
+
     /// Replaces attribute references here and in bodies; one that stands for nothing is taken away.
     pub(super) fn resolve_refs(&mut self, get: &dyn Fn(&str) -> Option<Attr>) {
         for id in self.order.clone() {

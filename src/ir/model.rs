@@ -116,6 +116,13 @@ impl Model {
         self.functions.iter_mut().try_for_each(|function| visit(&mut function.graph, None, f))
     }
 
+    /// Calls `f` on each constant of the model (functions and bodies too) with the name of its value, or no name for a
+    /// tensor attribute.
+    pub fn map_constants(&mut self, f: &mut dyn FnMut(&str, &mut super::Constant)) {
+        self.graph.map_constants(f);
+        self.functions.iter_mut().for_each(|function| function.graph.map_constants(f));
+    }
+
     /// Every graph for reading: the main one, the functions' and all bodies.
     pub fn graphs(&self) -> Vec<&Graph> {
         let mut all = Vec::new();

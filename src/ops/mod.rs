@@ -26,10 +26,12 @@ mod cumulative;
 mod einsum;
 mod gather;
 mod generate;
+mod labels;
 mod loss;
 mod matmul;
 mod microsoft;
 mod ml;
+mod ngrams;
 mod norm;
 mod pad;
 mod pool;
@@ -51,6 +53,7 @@ mod text;
 mod training;
 mod transpose;
 mod unary;
+mod unique;
 mod variadic;
 mod vision;
 
@@ -215,10 +218,16 @@ const FAMILIES: &[&[OpDef]] = &[
     einsum::OPS,
     gather::OPS,
     generate::OPS,
+    labels::OPS,
     loss::OPS,
     matmul::OPS,
-    microsoft::OPS,
+    microsoft::attention::OPS,
+    microsoft::blocks::OPS,
+    microsoft::embed::OPS,
+    microsoft::fused::OPS,
+    microsoft::qlinear::OPS,
     ml::OPS,
+    ngrams::OPS,
     norm::OPS,
     pad::OPS,
     pool::OPS,
@@ -239,6 +248,7 @@ const FAMILIES: &[&[OpDef]] = &[
     training::OPS,
     transpose::OPS,
     unary::OPS,
+    unique::OPS,
     variadic::OPS,
     vision::OPS,
 ];

@@ -11,12 +11,14 @@ pub mod pserver;
 mod request;
 mod sharded;
 mod shards;
+mod writer;
 
 pub use dedup::Dedup;
 pub use memory::Memory;
-pub use piece::checksum;
+pub use piece::{PieceRows, checksum};
 pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, serve, serve_shards, server_info, stop_server};
 pub use shards::{Shards, open_local, read_manifest};
+pub use writer::{piece_file, write_table};
 
 use crate::tensor::{DType, Shape, Tensor};
 use std::fmt;

@@ -14,7 +14,7 @@ pub use dtype::DType;
 pub use element::{Element, Float, Int, Number};
 pub use floats::{F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, Rounding, f4e2m1_from_f32, f4e2m1_to_f32};
 pub use half::{bf16, f16};
-pub use mapped::map_file;
+pub use mapped::{map_file, release};
 pub use num_complex::{Complex32, Complex64};
 pub use shape::{Shape, broadcast_shapes, checked_len, checked_offset, strides};
 pub use value::{Map, MapKeys, Value};

@@ -19,6 +19,9 @@ use std::collections::HashSet;
 /// The key under which a writer says where the elements of a tensor are that it took out of the file.
 pub(super) const PLACE_KEY: &str = "graphtool.place";
 
+/// The key under which it says how they were stored: nothing, `typed`, or the external data pairs in JSON.
+pub(super) const ENCODING_KEY: &str = "graphtool.encoding";
+
 /// Operator set versions above this are absurd.
 const MAX_OPSET: i64 = 1_000_000;
 
@@ -239,10 +242,18 @@ impl Reader<'_> {
         let named = |e: tensor::TensorProtoError| if name.is_empty() { e.to_string() } else { format!("tensor {name:?}: {}", e.what) };
         if let Some(place) = p.metadata_props.iter().find(|m| m.key() == PLACE_KEY).map(|m| m.value().to_owned()) {
             let (dtype, shape) = tensor::declared(&p).map_err(named)?;
-            p.metadata_props.retain(|m| m.key() != PLACE_KEY);
+            let stored = p.metadata_props.iter().find(|m| m.key() == ENCODING_KEY).map(|m| m.value().to_owned());
+            let encoding = match stored.as_deref() {
+                None => ir::Encoding::Raw,
+                Some("typed") => ir::Encoding::Typed,
+                Some(json) => {
+                    ir::Encoding::External(serde_json::from_str(json).map_err(|e| format!("tensor {name:?}: {ENCODING_KEY}: {e}"))?)
+                }
+            };
+            p.metadata_props.retain(|m| m.key() != PLACE_KEY && m.key() != ENCODING_KEY);
             p.dims.clear();
             p.data_type = None;
-            return Ok(Constant { tensor: Tensor::absent(dtype, shape, &place), encoding: ir::Encoding::Raw, residue: residue(&p) });
+            return Ok(Constant { tensor: Tensor::absent(dtype, shape, &place), encoding, residue: residue(&p) });
         }
         let (tensor, encoding) = tensor::decode(&mut p, self.files).map_err(named)?;
         let encoding = match encoding {

@@ -5,7 +5,7 @@ use super::proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto,
     TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto, type_proto,
 };
-use super::read::{PLACE_KEY, attr_type, type_of};
+use super::read::{ENCODING_KEY, PLACE_KEY, attr_type, type_of};
 use super::tensor::{self, Encoding};
 use crate::ir::{
     self, Attr, Attrs, Constant, Dim, Function, Graph, Kind, Model, NodeId, Output, Residue, SparseConstant, Type, normal_domain,
@@ -54,9 +54,19 @@ impl Place for Inside {
     }
 }
 
+/// Which constants go to a file of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum External {
+    /// Those that were in one, and all large ones of a model that has more than this many bytes inside.
+    Keep(u64),
+    /// All large ones of a model that has more than this many bytes in all, else none.
+    Above(u64),
+}
+
 /// One external file beside the model.
 struct Outside {
     location: String,
+    keep: bool,
     all: bool,
     end: u64,
     parts: Vec<(u64, Bytes)>,
@@ -64,7 +74,7 @@ struct Outside {
 
 impl Place for Outside {
     fn place(&mut self, constant: &Constant) -> Option<ExternalPlace> {
-        let external = matches!(constant.encoding, ir::Encoding::External(_));
+        let external = self.keep && matches!(constant.encoding, ir::Encoding::External(_));
         let bytes = constant.tensor.shared_bytes()?;
         if !(external || (self.all && bytes.len() >= SMALL)) {
             return None;
@@ -99,16 +109,24 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>, WriteError> {
     Ok(out)
 }
 
-/// Writes the model to `path`. Constants that were external, or all large ones of a model past [`EXTERNAL_ABOVE`] bytes,
-/// go to `path` with `.data` appended. Returns the bytes of that file, 0 if there is none.
+/// Writes the model to `path`, and the constants that `external` says to the file `data_name` beside it. Returns the bytes
+/// of that file, 0 if there is none.
 ///
 /// The files are written in place: the caller writes to a temporary name and renames.
 ///
 /// # Errors
 /// As [`to_bytes`], and those of the system.
-pub fn to_file(model: &Model, path: &Path, data_name: &str, external_above: u64) -> Result<u64, WriteError> {
-    let inside: u64 = model.graphs().iter().flat_map(|g| g.params().iter().filter_map(|&p| g.node(p).constant())).map(constant_bytes).sum();
-    let mut outside = Outside { location: data_name.to_owned(), all: inside > external_above, end: 0, parts: Vec::new() };
+pub fn to_file(model: &Model, path: &Path, data_name: &str, external: External) -> Result<u64, WriteError> {
+    let (keep, above) = match external {
+        External::Keep(above) => (true, above),
+        External::Above(above) => (false, above),
+    };
+    let stays = |c: &Constant| {
+        if keep && matches!(c.encoding, ir::Encoding::External(_)) { 0 } else { c.tensor.bytes().map_or(0, |b| b.len() as u64) }
+    };
+    let graphs = model.graphs();
+    let inside: u64 = graphs.iter().flat_map(|g| g.params().iter().filter_map(|&p| g.node(p).constant())).map(stays).sum();
+    let mut outside = Outside { location: data_name.to_owned(), keep, all: inside > above, end: 0, parts: Vec::new() };
     let proto = message(model, &mut outside)?;
     let io = |path: &Path| {
         let path = path.display().to_string();
@@ -129,10 +147,6 @@ pub fn to_file(model: &Model, path: &Path, data_name: &str, external_above: u64)
     }
     file.flush().and_then(|()| file.get_ref().sync_all()).map_err(io(&data))?;
     Ok(at)
-}
-
-fn constant_bytes(c: &Constant) -> u64 {
-    if matches!(c.encoding, ir::Encoding::External(_)) { 0 } else { c.tensor.bytes().map_or(0, |b| b.len() as u64) }
 }
 
 /// The message without copies of constants: their bytes are views.
@@ -417,7 +431,14 @@ fn constant(c: &Constant, name: Option<&str>, place: &mut dyn Place) -> Result<T
     if let Some(where_) = c.tensor.absent_place() {
         p.dims = c.tensor.shape().to_i64s();
         p.data_type = Some(c.tensor.dtype().to_onnx());
-        p.metadata_props.push(StringStringEntryProto { key: Some(PLACE_KEY.into()), value: Some(where_.to_owned()) });
+        let mut entry =
+            |key: &str, value: String| p.metadata_props.push(StringStringEntryProto { key: Some(key.into()), value: Some(value) });
+        entry(PLACE_KEY, where_.to_owned());
+        match &c.encoding {
+            ir::Encoding::Raw => {}
+            ir::Encoding::Typed => entry(ENCODING_KEY, "typed".into()),
+            ir::Encoding::External(pairs) => entry(ENCODING_KEY, serde_json::to_string(pairs).unwrap_or_default()),
+        }
         return Ok(p);
     }
     let encoding = match (place.place(c), &c.encoding) {

@@ -1,0 +1,121 @@
+//! Deployment directories: a model rewritten, its tables in shards, and the way back.
+
+mod merge;
+mod rewrite;
+
+pub use merge::merge;
+pub use rewrite::{Outcome, RewriteOptions, rewrite};
+
+use crate::formats::{self, LoadError};
+use crate::ir::Model;
+use crate::plan::Manifest;
+use crate::store::{StoreError, checksum, read_manifest};
+use std::path::{Path, PathBuf};
+
+/// The rewritten graph.
+pub const WORKER: &str = "worker.onnx";
+/// The graph as it came, without its tables.
+pub const ORIGINAL: &str = "original.onnx";
+
+/// Why a deployment could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    /// The call is wrong.
+    #[error("{0}")]
+    Call(String),
+    /// The model, or a model in the directory.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Shards or manifest.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A pass.
+    #[error(transparent)]
+    Pass(#[from] crate::passes::PassError),
+    /// Writing a model.
+    #[error(transparent)]
+    Write(#[from] formats::onnx::write::WriteError),
+    /// The directory as it stands.
+    #[error("{}: {detail}", path.display())]
+    Dir {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+}
+
+fn dir_error(path: &Path, detail: impl ToString) -> DeployError {
+    DeployError::Dir { path: path.to_owned(), detail: detail.to_string() }
+}
+
+/// Whether a path is a deployment directory.
+pub fn is_deployment(path: &Path) -> bool {
+    path.join("manifest.json").is_file()
+}
+
+/// The manifest and the rewritten model of a deployment directory; their fingerprints agree.
+///
+/// # Errors
+/// Files that are missing, damaged or of another rewrite.
+pub fn open(dir: &Path) -> Result<(Manifest, Model), DeployError> {
+    let manifest = read_manifest(dir)?;
+    let model = formats::load(&dir.join(WORKER))?;
+    let found = crate::ir::fingerprint(&model);
+    if found != manifest.fingerprint {
+        let detail = format!("its graph has fingerprint {found}, the manifest {}: it is of another rewrite", manifest.fingerprint);
+        return Err(dir_error(&dir.join(WORKER), detail));
+    }
+    Ok((manifest, model))
+}
+
+/// Compares every file of a deployment with the manifest: sizes, checksums, files that are missing or too many. Returns
+/// every fault.
+///
+/// # Errors
+/// A directory without a valid manifest.
+pub fn check(dir: &Path) -> Result<Vec<String>, DeployError> {
+    let manifest = read_manifest(dir)?;
+    let mut faults = Vec::new();
+    let mut known: Vec<String> = vec!["manifest.json".into()];
+    let mut one = |file: &str, bytes: Option<u64>, expected: &str| {
+        let path = dir.join(file);
+        let found = match std::fs::metadata(&path) {
+            Ok(m) => m.len(),
+            Err(e) => return faults.push(format!("{file}: {e}")),
+        };
+        match (bytes, checksum(&path)) {
+            (Some(want), _) if want != found => faults.push(format!("{file}: expected {want} bytes, found {found}")),
+            (_, Ok(sum)) if sum != expected => faults.push(format!("{file}: expected checksum {expected}, found {sum}")),
+            (_, Err(e)) => faults.push(format!("{file}: {e}")),
+            _ => {}
+        }
+    };
+    for (file, sum) in &manifest.files {
+        one(file, None, sum);
+        known.push(file.clone());
+    }
+    for piece in manifest.tables.iter().flat_map(|t| &t.pieces) {
+        one(&piece.file, Some(piece.bytes), &piece.checksum);
+        known.push(piece.file.clone());
+    }
+    for sub in ["", "shards"] {
+        let Ok(entries) = std::fs::read_dir(dir.join(sub)) else { continue };
+        let mut extra: Vec<String> =
+            entries
+                .flatten()
+                .filter(|e| e.path().is_file())
+                .map(|e| {
+                    if sub.is_empty() {
+                        e.file_name().to_string_lossy().into()
+                    } else {
+                        format!("{sub}/{}", e.file_name().to_string_lossy())
+                    }
+                })
+                .filter(|name| !known.contains(name))
+                .collect();
+        extra.sort();
+        faults.extend(extra.into_iter().map(|name| format!("{name}: the manifest does not list it")));
+    }
+    Ok(faults)
+}
