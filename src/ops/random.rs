@@ -5,8 +5,8 @@ use super::mersenne::Mersenne;
 use super::util::zeros;
 use super::{Args, Fact, Kernel, OpCtx, OpDef, OpError, Outputs, one};
 use crate::ir::{Attr, Dim};
-use crate::tensor::{DType, Element, Float, Int, Number, Shape, Tensor, cast};
-use crate::{dispatch_float, dispatch_int, dispatch_number, invalid};
+use crate::tensor::{DType, Float, Int, Number, Shape, Tensor, cast};
+use crate::{dispatch_float, dispatch_int, invalid};
 
 const NORMAL: &[&str] = &["dtype", "mean", "scale", "seed", "shape"];
 const UNIFORM: &[&str] = &["dtype", "high", "low", "seed", "shape"];
