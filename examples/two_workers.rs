@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = std::thread::spawn(move || store::serve(listener, &shards, ServeOptions::default(), async { drop(stopped.await) }));
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let workers: Vec<_> = local_group(2)
+    let workers: Vec<_> = local_group(2)?
         .into_iter()
         .enumerate()
         .map(|(rank, comm)| {
