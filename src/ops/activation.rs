@@ -230,7 +230,7 @@ mod tests {
         let x = Tensor::vector(vec![-2f32, 0.5, 2.0, f32::NAN]);
         let attrs = Attrs::new().with("min", -1f32).with("max", 1f32);
         let expected = Tensor::vector(vec![-1f32, 0.5, 1.0, f32::NAN]);
-        assert_eq!(run("Clip", 6, attrs, &[x.clone()]).unwrap(), expected);
+        assert_eq!(run("Clip", 6, attrs, std::slice::from_ref(&x)).unwrap(), expected);
         let inputs = vec![Some(x.into()), None, Some(Tensor::scalar(1f32).into())];
         let found = run_values("Clip", 11, Attrs::new(), inputs, 1).unwrap().remove(0);
         assert_eq!(found.into_tensor().unwrap(), Tensor::vector(vec![-2f32, 0.5, 1.0, f32::NAN]));

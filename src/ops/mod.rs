@@ -5,6 +5,8 @@ mod args;
 pub mod elementwise;
 mod gemm;
 mod infer;
+#[cfg(test)]
+mod laws;
 pub mod math;
 mod mersenne;
 mod movement;
