@@ -3,15 +3,8 @@
 use super::{OpDef, Run};
 
 const CONTROL: &[i64] = &[1, 11, 13, 16, 19, 21, 23, 24, 25];
-const SCAN: &[&str] = &[
-    "body",
-    "directions",
-    "num_scan_inputs",
-    "scan_input_axes",
-    "scan_input_directions",
-    "scan_output_axes",
-    "scan_output_directions",
-];
+const SCAN: &[&str] =
+    &["body", "directions", "num_scan_inputs", "scan_input_axes", "scan_input_directions", "scan_output_axes", "scan_output_directions"];
 
 #[rustfmt::skip]
 pub(super) const OPS: &[OpDef] = &[
