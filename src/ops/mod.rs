@@ -6,6 +6,7 @@ pub mod elementwise;
 mod gemm;
 mod infer;
 pub mod math;
+mod mersenne;
 mod movement;
 mod rows;
 #[cfg(test)]
@@ -220,7 +221,11 @@ const FAMILIES: &[&[OpDef]] = &[
     labels::OPS,
     loss::OPS,
     matmul::OPS,
-    microsoft::OPS,
+    microsoft::attention::OPS,
+    microsoft::blocks::OPS,
+    microsoft::embed::OPS,
+    microsoft::fused::OPS,
+    microsoft::qlinear::OPS,
     ml::OPS,
     ngrams::OPS,
     norm::OPS,
