@@ -5,7 +5,7 @@ use super::util::{axis, for_each_chunk, position, product};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, one};
 use crate::invalid;
 use crate::ir::Dim;
-use crate::tensor::{DType, Shape, Tensor, cast, strides};
+use crate::tensor::{DType, Shape, Tensor, cast, fits_memory, strides};
 
 #[rustfmt::skip]
 pub(super) const OPS: &[OpDef] = &[
@@ -117,14 +117,10 @@ pub(super) fn tuple_places(data: &[usize], indices: &Tensor) -> Result<Vec<usize
     let list = indices.to_i64s()?;
     let tuples = product(&indices.shape()[..indices.rank() - 1]);
     if width == 0 {
-        let mut none = Vec::new();
-        return match none.try_reserve_exact(tuples) {
-            Ok(()) => {
-                none.resize(tuples, 0);
-                Ok(none)
-            }
-            Err(_) => invalid!("indices {} do not fit memory", indices.shape()),
-        };
+        if !fits_memory(tuples.saturating_mul(size_of::<usize>())) {
+            invalid!("indices {} do not fit memory", indices.shape());
+        }
+        return Ok(vec![0; tuples]);
     }
     let one = |(i, tuple): (usize, &[i64])| {
         tuple.iter().enumerate().try_fold(0, |place, (k, &index)| match position(index, data[k]) {
