@@ -3,11 +3,15 @@
 //! `GRAPHTOOL_ONNX_SUITE` names the folder `onnx/backend/test/data` of the wheel; without it the test is skipped and says
 //! so. `GRAPHTOOL_ONNX_FILTER` runs the cases whose name contains it and prints each failure.
 
+#[path = "support/compare.rs"]
+mod compare;
+
 use bytes::Bytes;
+use compare::{Tolerance, compare};
 use graphtool::exec::{Options, Session};
 use graphtool::formats::{self, onnx::value::decode_value};
 use graphtool::ir::Type;
-use graphtool::tensor::{DType, Tensor, Value};
+use graphtool::tensor::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -103,7 +107,7 @@ fn run_case(path: &Path) -> Result<(), String> {
             let found = session.run(names.iter().cloned().zip(inputs).collect()).map_err(|e| e.to_string())?;
             let expected = read_values(&set, "output", &model.graph.outputs().iter().map(|o| o.ty.clone()).collect::<Vec<_>>())?;
             for ((name, found), expected) in found.iter().zip(&expected) {
-                compare(found, expected).map_err(|e| format!("output {name}: {e}"))?;
+                compare(found, expected, Tolerance::SUITE).map_err(|e| format!("output {name}: {e}"))?;
             }
         }
         Ok(())
@@ -126,52 +130,4 @@ fn read_values(set: &Path, kind: &str, types: &[Option<Type>]) -> Result<Vec<Val
         values.push(decode_value(&Bytes::from(bytes), kind).map_err(|e| format!("{}: {e}", file.display()))?.1);
     }
     Ok(values)
-}
-
-fn compare(found: &Value, expected: &Value) -> Result<(), String> {
-    match (found, expected) {
-        (Value::Tensor(a), Value::Tensor(b)) => compare_tensors(a, b),
-        (Value::Sequence(a), Value::Sequence(b)) if a.len() == b.len() => a.iter().zip(b.iter()).try_for_each(|(a, b)| compare(a, b)),
-        (Value::Optional(None), Value::Optional(None)) => Ok(()),
-        (Value::Optional(Some(a)), Value::Optional(Some(b))) => compare(a, b),
-        (Value::Optional(Some(a)), b) | (b, Value::Optional(Some(a))) => compare(a, b),
-        (Value::Map(a), Value::Map(b)) if a.keys == b.keys => a.values.iter().zip(&b.values).try_for_each(|(a, b)| compare(a, b)),
-        (a, b) => Err(format!("expected {}, found {}", b.describe(), a.describe())),
-    }
-}
-
-fn compare_tensors(a: &Tensor, b: &Tensor) -> Result<(), String> {
-    if a.dtype() != b.dtype() || a.shape() != b.shape() {
-        return Err(format!("expected {}{}, found {}{}", b.dtype(), b.shape(), a.dtype(), a.shape()));
-    }
-    if !a.dtype().is_float() {
-        return if a == b {
-            Ok(())
-        } else if a.dtype() == DType::C64 || a.dtype() == DType::C128 {
-            complex(a, b)
-        } else {
-            Err(format!("expected {b:?}, found {a:?}"))
-        };
-    }
-    let (rtol, atol) = if a.dtype() == DType::BF16 { (1.0 / 64.0, 1e-7) } else { (1e-3, 1e-7) };
-    let wide = |t: &Tensor| graphtool::tensor::cast(t, DType::F64).and_then(Tensor::into_vec::<f64>).map_err(|e| e.to_string());
-    close(&wide(a)?, &wide(b)?, rtol, atol)
-}
-
-fn complex(a: &Tensor, b: &Tensor) -> Result<(), String> {
-    let parts = |t: &Tensor| -> Vec<f64> {
-        let t = graphtool::tensor::cast(t, DType::C128).expect("complex");
-        t.to_slice::<graphtool::tensor::Complex64>().expect("complex").iter().flat_map(|c| [c.re, c.im]).collect()
-    };
-    close(&parts(a), &parts(b), 1e-3, 1e-7)
-}
-
-fn close(a: &[f64], b: &[f64], rtol: f64, atol: f64) -> Result<(), String> {
-    for (i, (&x, &y)) in a.iter().zip(b).enumerate() {
-        let equal = x == y || (x.is_nan() && y.is_nan()) || (x - y).abs() <= atol + rtol * y.abs();
-        if !equal {
-            return Err(format!("element {i}: expected {y}, found {x}"));
-        }
-    }
-    Ok(())
 }

@@ -15,6 +15,13 @@ pub struct Bind {
 /// The most columns that one range may give.
 const MAX_RANGE: u64 = 1 << 20;
 
+/// The text that it is parsed from, with ranges written out.
+impl std::fmt::Display for Bind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}={}", self.input, self.columns.join(","))
+    }
+}
+
 impl FromStr for Bind {
     type Err = DataError;
 

@@ -76,7 +76,13 @@ pub(super) struct Scores<'a, T> {
 }
 
 /// Attention of all heads: `[batch, heads, len, value width]`, and the scores `[batch, heads, len, keys]` if asked for.
-pub(super) fn attend<T: rows::FastExp>(batch: usize, q: Heads<T>, k: Heads<T>, v: Heads<T>, scores: &Scores<T>) -> Result<(Vec<T>, Vec<T>), OpError> {
+pub(super) fn attend<T: rows::FastExp>(
+    batch: usize,
+    q: Heads<T>,
+    k: Heads<T>,
+    v: Heads<T>,
+    scores: &Scores<T>,
+) -> Result<(Vec<T>, Vec<T>), OpError> {
     use rayon::prelude::*;
     if k.heads == 0 || !q.heads.is_multiple_of(k.heads) || v.heads != k.heads || q.width != k.width || k.len != v.len {
         invalid!(

@@ -118,7 +118,9 @@ fn build_einsum(cx: &OpCtx) -> Result<Kernel, OpError> {
         let wide = tensors.iter().map(|t| util::widen(t)).collect::<Result<Vec<_>, _>>()?;
         let out = match wide[0].dtype() {
             d if d.is_float() => dispatch_wide!(d, T => einsum::<T>(&equation, &wide, multiply_floats::<T>)?),
-            d => dispatch_int!(d, T => einsum::<T>(&equation, &wide, multiply_ints::<T>)?, other => invalid!("expected numbers, found {other}")),
+            d => {
+                dispatch_int!(d, T => einsum::<T>(&equation, &wide, multiply_ints::<T>)?, other => invalid!("expected numbers, found {other}"))
+            }
         };
         one(cast(&out, dtype)?)
     }))

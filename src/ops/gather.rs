@@ -128,7 +128,7 @@ pub(super) fn tuple_places(data: &[usize], indices: &Tensor) -> Result<Vec<usize
     }
     let one = |(i, tuple): (usize, &[i64])| {
         tuple.iter().enumerate().try_fold(0, |place, (k, &index)| match position(index, data[k]) {
-            Some(p) => Ok(place + p * by[k]),
+            Some(p) => Ok(usize::wrapping_add(place, p.wrapping_mul(by[k]))),
             None => out_of_range(index, i * width + k, data[k]),
         })
     };
@@ -150,7 +150,7 @@ fn gather_nd(cx: &OpCtx) -> Result<Kernel, OpError> {
         let width = indices.shape()[indices.rank() - 1];
         let (batches, blocks) = (product(&data.shape()[..batch]), product(&data.shape()[batch..batch + width]));
         let per = if batches > 0 { places.len() / batches } else { 0 };
-        places.iter_mut().enumerate().for_each(|(i, p)| *p += i / per.max(1) * blocks);
+        places.iter_mut().enumerate().for_each(|(i, p)| *p = p.wrapping_add((i / per.max(1)).wrapping_mul(blocks)));
         let rest = &data.shape()[batch + width..];
         let shape = [&indices.shape()[..indices.rank() - 1], rest].concat();
         one(moved(&Take { block: product(rest), dim: batches.wrapping_mul(blocks), ids: &places }, &[data], shape)?)

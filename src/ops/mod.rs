@@ -6,6 +6,7 @@ pub mod elementwise;
 mod gemm;
 mod infer;
 pub mod math;
+mod mersenne;
 mod movement;
 mod rows;
 #[cfg(test)]
@@ -25,10 +26,12 @@ mod cumulative;
 mod einsum;
 mod gather;
 mod generate;
+mod labels;
 mod loss;
 mod matmul;
 mod microsoft;
 mod ml;
+mod ngrams;
 mod norm;
 mod pad;
 mod pool;
@@ -50,6 +53,7 @@ mod text;
 mod training;
 mod transpose;
 mod unary;
+mod unique;
 mod variadic;
 mod vision;
 
@@ -214,6 +218,7 @@ const FAMILIES: &[&[OpDef]] = &[
     einsum::OPS,
     gather::OPS,
     generate::OPS,
+    labels::OPS,
     loss::OPS,
     matmul::OPS,
     microsoft::attention::OPS,
@@ -222,6 +227,7 @@ const FAMILIES: &[&[OpDef]] = &[
     microsoft::fused::OPS,
     microsoft::qlinear::OPS,
     ml::OPS,
+    ngrams::OPS,
     norm::OPS,
     pad::OPS,
     pool::OPS,
@@ -242,6 +248,7 @@ const FAMILIES: &[&[OpDef]] = &[
     training::OPS,
     transpose::OPS,
     unary::OPS,
+    unique::OPS,
     variadic::OPS,
     vision::OPS,
 ];

@@ -18,7 +18,7 @@ impl Cell for String {}
 
 /// A way to fill a tensor with elements of others.
 pub trait Movement: Sync + Sized {
-    /// Fills `out`, which starts as zeros.
+    /// Fills `out`, which starts as zeros and is not empty.
     fn run<T: Cell>(&self, src: &[&[T]], out: &mut [T]);
 
     /// The same movement over packed bytes of `per` elements each, where it keeps bytes whole.
@@ -45,7 +45,9 @@ pub fn moved(movement: &impl Movement, src: &[&Tensor], shape: impl Into<Shape>)
             out.try_reserve_exact(len).map_err(|_| too_large(&shape))?;
             out.resize(len, String::new());
             let src = src.iter().map(|t| t.as_slice::<String>()).collect::<Result<Vec<_>, _>>()?;
-            movement.run(&src, &mut out);
+            if len > 0 {
+                movement.run(&src, &mut out);
+            }
             Ok(Tensor::new(shape, out)?)
         }
         DType::C64 => words::<Complex32, [u8; 8]>(movement, src, shape),
@@ -80,7 +82,9 @@ fn words<W: Element + Pod, C: Cell + Pod>(movement: &impl Movement, src: &[&Tens
     let len = checked_len(&shape).ok_or_else(|| too_large(&shape))?;
     let mut out = zeroed::<W>(&shape, len)?;
     let cells = src.iter().map(|t| cells::<C>(t)).collect::<Result<Vec<_>, _>>()?;
-    movement.run(&cells, bytemuck::cast_slice_mut(&mut out));
+    if len > 0 {
+        movement.run(&cells, bytemuck::cast_slice_mut(&mut out));
+    }
     Ok(Tensor::from_vec_as(src[0].dtype(), shape, out)?)
 }
 
@@ -91,7 +95,9 @@ fn packed(movement: &impl Movement, src: &[&Tensor], shape: Shape, bits: usize) 
     if let Some(whole) = movement.packed(per) {
         let mut out = zeroed::<u8>(&shape, len.div_ceil(per))?;
         let cells = src.iter().map(|t| cells::<[u8; 1]>(t)).collect::<Result<Vec<_>, _>>()?;
-        whole.run(&cells, bytemuck::cast_slice_mut(&mut out));
+        if len > 0 {
+            whole.run(&cells, bytemuck::cast_slice_mut(&mut out));
+        }
         return Ok(Tensor::from_vec_as(dtype, shape, out)?);
     }
     let codes = src
@@ -100,7 +106,9 @@ fn packed(movement: &impl Movement, src: &[&Tensor], shape: Shape, bits: usize) 
         .collect::<Result<Vec<_>, TensorError>>()?;
     let codes: Vec<&[[u8; 1]]> = codes.iter().map(|c| bytemuck::cast_slice(c)).collect();
     let mut out = zeroed::<u8>(&shape, len)?;
-    movement.run(&codes, bytemuck::cast_slice_mut(&mut out));
+    if len > 0 {
+        movement.run(&codes, bytemuck::cast_slice_mut(&mut out));
+    }
     Ok(Tensor::from_vec_as(dtype, shape, pack_bits(&out, bits))?)
 }
 
@@ -334,9 +342,6 @@ impl Movement for AxisMaps {
             out[0] = src[0][0].clone();
             return;
         };
-        if out.is_empty() {
-            return;
-        }
         let by = strides(&self.from);
         // The longest run that is copied as it lies; the ends go element by element.
         let lo = last.windows(2).position(|w| w[0] != OUTSIDE && w[1] == w[0] + 1).unwrap_or(last.len());
@@ -347,7 +352,7 @@ impl Movement for AxisMaps {
             for (map, s) in outer.iter().zip(&by).rev() {
                 let m = map[rest % map.len()];
                 rest /= map.len();
-                at = at.filter(|_| m != OUTSIDE).map(|a| a + m * s);
+                at = at.filter(|_| m != OUTSIDE).map(|a| usize::wrapping_add(a, m.wrapping_mul(*s)));
             }
             let Some(at) = at else { return out.fill(fill.clone()) };
             let line = &src[0][at..];

@@ -88,10 +88,10 @@ fn slice(cx: &OpCtx) -> Result<Kernel, OpError> {
         let mut first = 0;
         for (at, start, end, step) in cuts.by_axis(data.rank())? {
             let (from, count) = span(shape[at], start, end, step)?;
-            first += from * by[at] as usize;
+            first = usize::wrapping_add(first, from.wrapping_mul(by[at] as usize));
             shape[at] = count;
             // With one position or none the step may be any number.
-            by[at] = if count > 1 { by[at] * step as isize } else { 0 };
+            by[at] = if count > 1 { by[at].wrapping_mul(step as isize) } else { 0 };
         }
         one(strided(data, first, &shape, &by)?)
     }))
@@ -143,7 +143,7 @@ pub(super) fn part(t: &Tensor, at: usize, from: usize, len: usize) -> Result<Ten
     let by = signed_strides(t.shape());
     let mut shape = t.shape().to_vec();
     shape[at] = len;
-    strided(t, from * by[at] as usize, &shape, &by)
+    strided(t, from.wrapping_mul(by[at] as usize), &shape, &by)
 }
 
 /// Checks lengths of parts against the dim that they split.

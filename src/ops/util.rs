@@ -3,6 +3,7 @@
 use super::OpError;
 use crate::invalid;
 use crate::tensor::{DType, Element, Shape, Tensor, broadcast_shapes, cast, checked_len, strides};
+use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 /// Elements below which a loop is not worth a second thread. Fixed, so that the thread count never changes a result.
@@ -215,5 +216,41 @@ pub fn checked_product(dims: &[usize]) -> Result<usize, OpError> {
     match checked_len(dims) {
         Some(n) => Ok(n),
         None => invalid!("shape {} is too large", Shape::from(dims)),
+    }
+}
+
+/// `[rows, columns]` cut into tiles of at most `m` rows and `n` columns, each with its first row and column.
+pub fn tiles<T>(mut whole: ArrayViewMut2<T>, m: usize, n: usize) -> Vec<(usize, usize, ArrayViewMut2<T>)> {
+    let mut out = Vec::new();
+    let mut row = 0;
+    while whole.nrows() > 0 && whole.ncols() > 0 {
+        let height = m.min(whole.nrows());
+        let (mut top, rest) = whole.split_at(Axis(0), height);
+        let mut column = 0;
+        while top.ncols() > 0 {
+            let width = n.min(top.ncols());
+            let (left, right) = top.split_at(Axis(1), width);
+            out.push((row, column, left));
+            column += width;
+            top = right;
+        }
+        row += height;
+        whole = rest;
+    }
+    out
+}
+
+/// Runs tasks in parallel, one alone in place.
+///
+/// # Errors
+/// That of a task.
+pub fn run_all<T: Send>(mut tasks: Vec<T>, f: impl Fn(T) -> Result<(), OpError> + Sync + Send) -> Result<(), OpError> {
+    match tasks.pop() {
+        None => Ok(()),
+        Some(only) if tasks.is_empty() => f(only),
+        Some(last) => {
+            tasks.push(last);
+            tasks.into_par_iter().try_for_each(f)
+        }
     }
 }

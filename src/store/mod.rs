@@ -11,6 +11,7 @@ pub mod pserver;
 mod request;
 mod sharded;
 mod shards;
+mod stream;
 mod writer;
 
 pub use dedup::Dedup;

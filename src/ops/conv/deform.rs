@@ -1,9 +1,9 @@
 //! DeformConv: each element of the kernel is moved by an offset and read by linear interpolation.
 
 use super::forward::start;
-use super::{Sizes, Spec, add_mul, bias, count, real, run_all, tiles, view, view_mut};
+use super::{Sizes, Spec, add_mul, bias, count, real, view, view_mut};
 use crate::invalid;
-use crate::ops::util::{Real, checked_product, filled, real_dtype};
+use crate::ops::util::{Real, checked_product, filled, real_dtype, run_all, tiles};
 use crate::ops::window::{advance, unravel};
 use crate::ops::{Args, Kernel, OpCtx, OpError, Outputs, one};
 use crate::tensor::{DType, Tensor, cast};

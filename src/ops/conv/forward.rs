@@ -1,7 +1,7 @@
 //! Conv: blocks of the input as columns, times the weights; few output channels per group are summed directly.
 
-use super::{Sizes, Spec, add_mul, bias, infer_conv, real, run_all, tiles, view, view_mut};
-use crate::ops::util::{Real, checked_product, filled, real_dtype};
+use super::{Sizes, Spec, add_mul, bias, infer_conv, real, view, view_mut};
+use crate::ops::util::{Real, checked_product, filled, real_dtype, run_all, tiles};
 use crate::ops::window::for_each_run;
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpError, Outputs, one};
 use crate::tensor::{DType, Tensor, cast};

@@ -14,8 +14,7 @@ use crate::invalid;
 use crate::ir::Dim;
 use crate::tensor::{DType, Tensor, cast, strides};
 use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis as Along};
-use rayon::prelude::*;
+use ndarray::{ArrayView2, ArrayViewMut2};
 
 const ATTRS: &[&str] = &["auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"];
 
@@ -144,27 +143,6 @@ fn real<T: Real>(args: &Args, i: usize, dtype: DType) -> Result<Tensor, OpError>
     Ok(cast(t, T::DTYPE)?.aligned())
 }
 
-/// `[rows, columns]` cut into tiles of at most `m` rows and `n` columns, each with its first row and column.
-fn tiles<T>(mut whole: ArrayViewMut2<T>, m: usize, n: usize) -> Vec<(usize, usize, ArrayViewMut2<T>)> {
-    let mut out = Vec::new();
-    let mut row = 0;
-    while whole.nrows() > 0 && whole.ncols() > 0 {
-        let height = m.min(whole.nrows());
-        let (mut top, rest) = whole.split_at(Along(0), height);
-        let mut column = 0;
-        while top.ncols() > 0 {
-            let width = n.min(top.ncols());
-            let (left, right) = top.split_at(Along(1), width);
-            out.push((row, column, left));
-            column += width;
-            top = right;
-        }
-        row += height;
-        whole = rest;
-    }
-    out
-}
-
 /// `out += a · b`.
 fn add_mul<T: Real>(a: &ArrayView2<T>, b: &ArrayView2<T>, out: &mut ArrayViewMut2<T>) {
     general_mat_mul(T::one(), a, b, T::one(), out);
@@ -176,18 +154,6 @@ fn view<T>(dims: (usize, usize), data: &[T]) -> Result<ArrayView2<'_, T>, OpErro
 
 fn view_mut<T>(dims: (usize, usize), data: &mut [T]) -> Result<ArrayViewMut2<'_, T>, OpError> {
     ArrayViewMut2::from_shape(dims, data).map_err(|e| OpError::Invalid(e.to_string()))
-}
-
-/// Runs tasks in parallel, one alone in place.
-fn run_all<T: Send>(mut tasks: Vec<T>, f: impl Fn(T) -> Result<(), OpError> + Sync + Send) -> Result<(), OpError> {
-    match tasks.pop() {
-        None => Ok(()),
-        Some(only) if tasks.is_empty() => f(only),
-        Some(last) => {
-            tasks.push(last);
-            tasks.into_par_iter().try_for_each(f)
-        }
-    }
 }
 
 /// The kernel dims as far as the weights' dims (or the attribute) tell.

@@ -1,9 +1,9 @@
 //! ConvTranspose: each input position spreads its product with the weights over the output.
 
-use super::{Spec, add_mul, bias, count, known_kernel, real, run_all, tiles, view, view_mut};
+use super::{Spec, add_mul, bias, count, known_kernel, real, view, view_mut};
 use crate::invalid;
 use crate::ir::{Attrs, Dim};
-use crate::ops::util::{Real, checked_product, filled, real_dtype};
+use crate::ops::util::{Real, checked_product, filled, real_dtype, run_all, tiles};
 use crate::ops::window::{AutoPad, Axis, Window, for_each_run, unravel};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpError, Outputs, one};
 use crate::tensor::{DType, Tensor, cast, strides};

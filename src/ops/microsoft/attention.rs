@@ -1,11 +1,11 @@
 //! Attention as ONNX Runtime's transformer optimizer writes it: projections, masks and caches inside one op.
 
 use super::op;
+use crate::ir::Dim;
 use crate::ops::attention::{Heads, Mask, Positions, Rotary, Scores, append, attend, rotate, swap_heads};
 use crate::ops::gemm::{Bias, Dims, Epilogue, Matrix, product};
 use crate::ops::matmul::{integer_product, new_out};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, one};
-use crate::ir::Dim;
 use crate::tensor::{DType, Shape, Tensor, cast};
 use crate::{invalid, unsupported};
 
@@ -95,7 +95,11 @@ enum Hide {
     /// First key and key past the last, per batch.
     Range(Vec<(i64, i64)>),
     /// `[batch or 1, queries or 1, keys]`, with the rows of earlier queries first where it is square.
-    Flags { flags: Vec<i64>, strides: [usize; 2], skip: usize },
+    Flags {
+        flags: Vec<i64>,
+        strides: [usize; 2],
+        skip: usize,
+    },
 }
 
 impl Hide {
@@ -162,7 +166,15 @@ fn run(spec: &Spec, call: &Call) -> Result<Tensor, OpError> {
 }
 
 /// Attention over projected rows `[batch * len, q + k + v]`, after the past.
-fn projected(spec: &Spec, qkv: &[f32], [batch, len]: [usize; 2], sizes: [usize; 3], args: &Args, at: [usize; 3], dtype: DType) -> Result<Outputs, OpError> {
+fn projected(
+    spec: &Spec,
+    qkv: &[f32],
+    [batch, len]: [usize; 2],
+    sizes: [usize; 3],
+    args: &Args,
+    at: [usize; 3],
+    dtype: DType,
+) -> Result<Outputs, OpError> {
     let (heads, width) = (spec.heads, sizes.iter().sum::<usize>());
     let [mask, past, bias] = at.map(|i| if i == usize::MAX { Ok(None) } else { args.opt(i) });
     let (mask, past, bias) = (mask?, past?, bias?);
@@ -182,7 +194,11 @@ fn projected(spec: &Spec, qkv: &[f32], [batch, len]: [usize; 2], sizes: [usize; 
             invalid!("a past needs keys and values of one size, found {sk} and {sv}");
         }
         if past.is_some_and(|p| p.shape()[..] != [2, batch, heads, past_len, k.width]) {
-            invalid!("a past of shape {} does not fit {batch} batches of {heads} heads of {}", past.map_or(&Shape::default(), |p| p.shape()), k.width);
+            invalid!(
+                "a past of shape {} does not fit {batch} batches of {heads} heads of {}",
+                past.map_or(&Shape::default(), |p| p.shape()),
+                k.width
+            );
         }
         let old = past.map_or(Ok(Vec::new()), Tensor::to_f32s)?;
         for (i, part) in [k, v].into_iter().enumerate() {

@@ -1,11 +1,11 @@
 //! Weights quantized in blocks: lookups and products.
 
 use super::op;
+use crate::invalid;
+use crate::ir::Dim;
 use crate::ops::gemm::{Bias, Dims, Epilogue, Matrix, product, transpose};
 use crate::ops::matmul::new_out;
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, one, util};
-use crate::invalid;
-use crate::ir::Dim;
 use crate::tensor::{DType, Shape, Tensor, cast, f4e2m1_to_f32, strides};
 
 pub(in crate::ops) const OPS: &[OpDef] = &[
@@ -34,7 +34,12 @@ fn gather_spec(cx: &OpCtx) -> Result<Gather, OpError> {
     if ![2, 4, 8].contains(&bits) || !(0..=1 << 30).contains(&block) {
         invalid!("bits {bits} or block_size {block} is out of range");
     }
-    Ok(Gather { bits: bits as usize, block: block as usize, gather: cx.attrs.int_or("gather_axis", 0)?, quantize: cx.attrs.int_or("quantize_axis", 1)? })
+    Ok(Gather {
+        bits: bits as usize,
+        block: block as usize,
+        gather: cx.attrs.int_or("gather_axis", 0)?,
+        quantize: cx.attrs.int_or("quantize_axis", 1)?,
+    })
 }
 
 fn infer_gather(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
@@ -107,10 +112,12 @@ fn gather(spec: &Gather, args: &Args) -> Result<Tensor, OpError> {
         shape[rank - 1] *= 8 / spec.bits;
     }
     let block = if spec.block == 0 { shape[quantized].max(1) } else { spec.block };
-    if scales.rank() != rank || (0..rank).any(|d| {
-        let blocks = if d == quantized { shape[d].div_ceil(block) } else { shape[d] };
-        scales.shape()[d] != blocks && (d == quantized || scales.shape()[d] != 1)
-    }) {
+    if scales.rank() != rank
+        || (0..rank).any(|d| {
+            let blocks = if d == quantized { shape[d].div_ceil(block) } else { shape[d] };
+            scales.shape()[d] != blocks && (d == quantized || scales.shape()[d] != 1)
+        })
+    {
         invalid!("scales of shape {} do not fit shape {shape} in blocks of {block} along axis {quantized}", scales.shape());
     }
     let zero_codes = zeros.map(|z| self::codes(z, spec.bits)).transpose()?;
@@ -136,10 +143,12 @@ fn gather(spec: &Gather, args: &Args) -> Result<Tensor, OpError> {
         let start = (o * dim + id) * inner;
         for (j, x) in row.iter_mut().enumerate() {
             let i = start + j;
-            let s: usize = (0..rank).map(|d| {
-                let p = i / position[d] % shape[d];
-                if d == quantized { p / block * own[d] } else { p * grid[d] }
-            }).sum();
+            let s: usize = (0..rank)
+                .map(|d| {
+                    let p = i / position[d] % shape[d];
+                    if d == quantized { p / block * own[d] } else { p * grid[d] }
+                })
+                .sum();
             let zero = zero_codes.as_ref().map_or(default_zero, |(z, _)| z.at(s / scale_row * zero_row + s % scale_row));
             *x = (codes.at(i) - zero) * scale_values[s];
         }
@@ -194,7 +203,8 @@ fn weights(spec: NBits, b: &Tensor, scales: &Tensor, zeros: Option<&Tensor>, gro
         invalid!("expected {} scales, found {}", n * blocks, scales.len());
     }
     let zero_row = (blocks * bits).div_ceil(8) * 8 / bits;
-    let packed_zeros = zeros.filter(|z| z.dtype() == DType::U8).and_then(Tensor::bytes).map(|bytes| Codes { bytes, bits, decode: f32::from });
+    let packed_zeros =
+        zeros.filter(|z| z.dtype() == DType::U8).and_then(Tensor::bytes).map(|bytes| Codes { bytes, bits, decode: f32::from });
     let plain_zeros = zeros.filter(|z| z.dtype() != DType::U8).map(Tensor::to_f32s).transpose()?;
     if packed_zeros.as_ref().is_some_and(|z| z.len() < n * zero_row) || plain_zeros.as_ref().is_some_and(|z| z.len() != n * blocks) {
         invalid!("zero points do not fit {n} columns of {blocks} blocks");

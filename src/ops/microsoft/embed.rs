@@ -1,23 +1,23 @@
 //! Sums and layer normalization of BERT-like models: skip connections and embeddings.
 
 use super::op;
+use crate::ir::Dim;
 use crate::ops::gemm::Real;
 use crate::ops::norm::{Param, normalize_rows};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, quant, util};
-use crate::ir::Dim;
 use crate::tensor::{DType, Number, Shape, Tensor, cast};
 use crate::{dispatch_wide, invalid};
 
 pub(in crate::ops) const OPS: &[OpDef] = &[
-    op("EmbedLayerNormalization")
-        .inputs(7, 9)
-        .outputs(1, 3)
-        .attrs(&["epsilon", "mask_index_type"])
-        .infer(infer_embed)
-        .kernel(build_embed),
+    op("EmbedLayerNormalization").inputs(7, 9).outputs(1, 3).attrs(&["epsilon", "mask_index_type"]).infer(infer_embed).kernel(build_embed),
     op("QEmbedLayerNormalization").inputs(18, 18).outputs(2, 2).attrs(&["epsilon"]).infer(infer_embed).kernel(build_quantized_embed),
     op("SkipLayerNormalization").inputs(3, 5).outputs(1, 4).attrs(&["epsilon"]).infer(infer_skip).kernel(|cx| build_skip(cx, false)),
-    op("SkipSimplifiedLayerNormalization").inputs(3, 4).outputs(1, 4).attrs(&["epsilon"]).infer(infer_skip).kernel(|cx| build_skip(cx, true)),
+    op("SkipSimplifiedLayerNormalization")
+        .inputs(3, 4)
+        .outputs(1, 4)
+        .attrs(&["epsilon"])
+        .infer(infer_skip)
+        .kernel(|cx| build_skip(cx, true)),
 ];
 
 fn infer_skip(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
@@ -179,7 +179,9 @@ fn lookup<T: Real>(e: &Embedding, words: &Tensor, batch: usize, len: usize) -> R
     let position_ids = e.position_ids.map(Tensor::to_i64s).transpose()?;
     let (words, positions) = (words.as_slice::<T>()?, positions.as_slice::<T>()?);
     let segment = segment.as_ref().map(|s| s.as_slice::<T>()).transpose()?;
-    if position_ids.as_ref().is_some_and(|p| p.len() != len && p.len() != ids.len()) || segment_ids.as_ref().is_some_and(|s| s.len() != ids.len()) {
+    if position_ids.as_ref().is_some_and(|p| p.len() != len && p.len() != ids.len())
+        || segment_ids.as_ref().is_some_and(|s| s.len() != ids.len())
+    {
         invalid!("position or segment ids do not fit ids of shape {}", e.ids.shape());
     }
     let mut data = Vec::with_capacity(ids.len() * width);
@@ -226,7 +228,8 @@ mod tests {
 
     #[test]
     fn a_skip_is_added_before_the_norm() {
-        let inputs = vec![Some(t(&[1, 1, 2], &[1.0, 2.0])), Some(t(&[1, 2], &[0.0, 1.0])), Some(t(&[2], &[1.0, 2.0])), Some(t(&[2], &[0.0, 1.0]))];
+        let inputs =
+            vec![Some(t(&[1, 1, 2], &[1.0, 2.0])), Some(t(&[1, 2], &[0.0, 1.0])), Some(t(&[2], &[1.0, 2.0])), Some(t(&[2], &[0.0, 1.0]))];
         let out = run_values("com.microsoft::SkipLayerNormalization", 1, Attrs::new(), inputs, 4).unwrap();
         close(&out[0], &[-1.0, 3.0]);
         close(&out[1], &[2.0]);

@@ -1,11 +1,11 @@
 //! Products, activations and softmax fused with what stands around them.
 
 use super::op;
+use crate::ir::Dim;
 use crate::ops::gemm::{Activation, Real, gelu, sigmoid};
 use crate::ops::matmul::{build_gemm, infer_gemm, matmul_dims, scaled_matmul};
 use crate::ops::softmax::softmax;
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, infer, one, util};
-use crate::ir::Dim;
 use crate::tensor::{DType, Shape, Tensor, cast};
 use crate::{dispatch_wide, invalid};
 
@@ -14,14 +14,13 @@ const MATMUL_ATTRS: &[&str] = &["alpha", "transA", "transB", "transBatchA", "tra
 pub(in crate::ops) const OPS: &[OpDef] = &[
     op("BiasAdd").inputs(3, 3).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(bias_add(&args)?)))),
     op("BiasGelu").inputs(2, 2).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, |x| gelu(x), |x| gelu(x))?)))),
-    op("BiasSoftmax")
-        .inputs(2, 2)
-        .attrs(&["axis", "is_inner_broadcast"])
-        .infer(infer::same)
-        .kernel(build_bias_softmax),
+    op("BiasSoftmax").inputs(2, 2).attrs(&["axis", "is_inner_broadcast"]).infer(infer::same).kernel(build_bias_softmax),
     op("BiasSplitGelu").inputs(2, 2).infer(infer_split).kernel(|_| Ok(Box::new(|args| one(bias_split_gelu(&args)?)))),
     op("ExpandDims").inputs(2, 2).infer(infer_expand).kernel(|_| Ok(Box::new(expand_dims))),
-    op("FastGelu").inputs(1, 2).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, |x| fast_gelu(x), |x| fast_gelu(x))?)))),
+    op("FastGelu")
+        .inputs(1, 2)
+        .infer(infer::same)
+        .kernel(|_| Ok(Box::new(|args| one(activate(args, |x| fast_gelu(x), |x| fast_gelu(x))?)))),
     op("FusedGemm")
         .inputs(2, 3)
         .attrs(&["activation", "activation_alpha", "activation_beta", "activation_gamma", "alpha", "beta", "transA", "transB"])
@@ -41,7 +40,11 @@ fn fast_gelu<T: Real>(x: T) -> T {
 }
 
 /// Applies a function to input 0 plus, where it is given, a vector of the last axis.
-fn activate(mut args: Args, f32_fn: impl Fn(f32) -> f32 + Sync + Send, f64_fn: impl Fn(f64) -> f64 + Sync + Send) -> Result<Tensor, OpError> {
+fn activate(
+    mut args: Args,
+    f32_fn: impl Fn(f32) -> f32 + Sync + Send,
+    f64_fn: impl Fn(f64) -> f64 + Sync + Send,
+) -> Result<Tensor, OpError> {
     let x = args.take(0)?;
     let (dtype, shape) = (x.dtype(), x.shape().clone());
     let wide = if dtype.bits() == 16 { util::widen(&x)? } else { x };

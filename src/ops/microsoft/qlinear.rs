@@ -1,12 +1,12 @@
 //! Ops on 8-bit tensors with a scale and a zero point: read as numbers, computed, rounded back.
 
 use super::op;
+use crate::invalid;
+use crate::ir::Dim;
 use crate::ops::gemm::sigmoid;
 use crate::ops::matmul::{infer_matmul, integer_product};
 use crate::ops::quant::{dynamic_quantize, pack, range, round};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, broadcast_dims, infer, one, util};
-use crate::invalid;
-use crate::ir::Dim;
 use crate::tensor::{DType, Shape, Tensor, cast};
 
 pub(in crate::ops) const OPS: &[OpDef] = &[
@@ -100,8 +100,11 @@ fn binary(args: &Args, f: impl Fn(f32, f32) -> f32) -> Result<Tensor, OpError> {
 /// The factors are multiplied as integers and scaled once.
 fn multiply(args: &Args) -> Result<Tensor, OpError> {
     let (a, b) = (args.tensor(0)?, args.tensor(3)?);
-    let (sa, sb, to) =
-        (Scale::new(args.tensor(1)?, args.opt(2)?)?, Scale::new(args.tensor(4)?, args.opt(5)?)?, Scale::new(args.tensor(6)?, args.opt(7)?)?);
+    let (sa, sb, to) = (
+        Scale::new(args.tensor(1)?, args.opt(2)?)?,
+        Scale::new(args.tensor(4)?, args.opt(5)?)?,
+        Scale::new(args.tensor(6)?, args.opt(7)?)?,
+    );
     let (x, y) = (Scale { scale: 1.0, ..sa }.read(a)?, Scale { scale: 1.0, ..sb }.read(b)?);
     let (low, high) = bounds(a.dtype())?;
     let factor = sa.scale * sb.scale / to.scale;

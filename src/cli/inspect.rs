@@ -1,0 +1,148 @@
+//! `graphtool inspect`
+
+use super::{output, size};
+use crate::ir::{Kind, Model};
+use crate::passes::{Pass, RemoteLookup, Report};
+use crate::{deploy, formats};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Show what a model or a deployment holds: interface, ops, parameters, tables and their lookups
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// A model file, or a deployment directory
+    model: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    let is_dir = deploy::is_deployment(&args.model);
+    let (model, mut facts) = if is_dir {
+        let (manifest, model) = deploy::open(&args.model)?;
+        let facts = describe(&model, "deployment");
+        let mut facts = facts;
+        facts["plan_id"] = json!(manifest.plan_id);
+        facts["shards"] = json!(manifest.shards);
+        facts["shard_bytes"] = json!(manifest.shard_bytes());
+        facts["tables"] = manifest
+            .tables
+            .iter()
+            .map(|t| {
+                json!({"name": t.name, "rows": t.rows, "row_shape": t.row_shape, "dtype": t.dtype.name(),
+                "bytes": t.rows * t.row_bytes().unwrap_or(0) as u64, "sharding": t.sharding, "pieces": t.pieces.len(), "remote": true})
+            })
+            .collect();
+        (model, facts)
+    } else {
+        let model = formats::load(&args.model)?;
+        let facts = describe(&model, "ONNX");
+        (model, facts)
+    };
+    if !is_dir {
+        facts["tables"] = tables(&model)?;
+    }
+    if args.json {
+        output::line(serde_json::to_string_pretty(&facts)?)?;
+        return Ok(());
+    }
+    print(&facts)
+}
+
+fn describe(model: &Model, format: &str) -> Value {
+    let g = &model.graph;
+    let mut ops: BTreeMap<String, usize> = BTreeMap::new();
+    for graph in model.graphs() {
+        for &id in graph.ops() {
+            if let Some(op) = graph.node(id).op() {
+                *ops.entry(op.to_string()).or_default() += 1;
+            }
+        }
+    }
+    let (mut parameters, mut bytes) = (0u64, 0u64);
+    for graph in model.graphs() {
+        for &id in graph.params() {
+            if let Kind::Param(c) | Kind::Input(Some(c)) = &graph.node(id).kind {
+                parameters += c.tensor.len() as u64;
+                bytes += c.tensor.dtype().byte_len(c.tensor.shape()).unwrap_or(0) as u64;
+            }
+        }
+    }
+    let ty = |t: Option<&crate::ir::Type>| t.map_or("?".to_owned(), ToString::to_string);
+    let inputs: Vec<Value> =
+        g.inputs().iter().map(|&i| json!({"name": g.node(i).outputs[0].name, "type": ty(g.node(i).outputs[0].ty.as_ref())})).collect();
+    let outputs: Vec<Value> = g.outputs().iter().map(|o| json!({"name": g.name_of(o.value), "type": ty(o.ty.as_ref())})).collect();
+    let opsets: BTreeMap<&str, i64> =
+        model.opset_imports.iter().map(|o| (if o.domain.is_empty() { "ai.onnx" } else { o.domain.as_str() }, o.version)).collect();
+    json!({"format": format, "ir_version": model.ir_version, "opsets": opsets, "graph": g.name, "inputs": inputs, "outputs": outputs,
+        "nodes": ops.values().sum::<usize>(), "ops": ops, "functions": model.functions.len(), "parameters": parameters, "parameter_bytes": bytes})
+}
+
+/// Every table with its lookups, and whether the rewriter would move it.
+fn tables(model: &Model) -> anyhow::Result<Value> {
+    let mut report = Report::default();
+    RemoteLookup::default().run(&mut model.clone(), &mut report)?;
+    let mut names: Vec<&str> = Vec::new();
+    report.lookups.iter().for_each(|l| {
+        if !names.contains(&l.table.as_str()) {
+            names.push(&l.table);
+        }
+    });
+    let mut found: BTreeMap<String, crate::tensor::Tensor> = BTreeMap::new();
+    model.clone().map_constants(&mut |name, c| {
+        if names.contains(&name) {
+            found.entry(name.to_owned()).or_insert_with(|| c.tensor.clone());
+        }
+    });
+    let one = |name: &&str| {
+        let lookups: Vec<_> = report.lookups.iter().filter(|l| l.table == *name).collect();
+        let reason = lookups.iter().find_map(|l| l.reason.clone());
+        let nodes: Vec<Value> = lookups.iter().map(|l| json!({"node": l.node, "op": l.op, "reason": l.reason})).collect();
+        let mut row = json!({"name": name, "lookups": nodes, "remote": reason.is_none(), "reason": reason});
+        if let Some(t) = found.get(*name) {
+            row["rows"] = json!(t.shape().first().copied().unwrap_or(0));
+            row["row_shape"] = json!(t.shape().get(1..).unwrap_or_default());
+            row["dtype"] = json!(t.dtype().name());
+            row["bytes"] = json!(t.dtype().byte_len(t.shape()).unwrap_or(0));
+        }
+        row
+    };
+    Ok(names.iter().map(one).collect())
+}
+
+fn print(f: &Value) -> anyhow::Result<()> {
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    let map =
+        |v: &Value| v.as_object().map(|m| m.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")).unwrap_or_default();
+    output::line(format!("format      {} (IR version {}), opsets: {}", text(&f["format"]), f["ir_version"], map(&f["opsets"])))?;
+    for (label, key) in [("input", "inputs"), ("output", "outputs")] {
+        for v in f[key].as_array().into_iter().flatten() {
+            output::line(format!("{label:<11} {}: {}", text(&v["name"]), text(&v["type"])))?;
+        }
+    }
+    output::line(format!("nodes       {}: {}", f["nodes"], map(&f["ops"])))?;
+    output::line(format!("parameters  {} ({})", f["parameters"], size::print(f["parameter_bytes"].as_u64().unwrap_or(0))))?;
+    if let Some(id) = f.get("plan_id") {
+        output::line(format!("plan        {} in {} shards", text(id), f["shards"]))?;
+    }
+    let rows: Vec<Vec<String>> = f["tables"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|t| {
+            let lookups = t["lookups"].as_array().map_or_else(String::new, |l| l.len().to_string());
+            let state = match t["reason"].as_str() {
+                Some(reason) => format!("stays: {reason}"),
+                None => t["sharding"].as_str().map_or("remote".into(), |s| format!("{s} x {}", t["pieces"])),
+            };
+            let bytes = t["bytes"].as_u64().map_or(String::new(), size::print);
+            vec![text(&t["name"]), t["rows"].to_string(), format!("{}{}", text(&t["dtype"]), t["row_shape"]), bytes, lookups, state]
+        })
+        .collect();
+    if !rows.is_empty() {
+        output::table(&["table", "rows", "row", "size", "lookups", ""], &[1, 3, 4], &rows)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! The command line: one file per command. The only place that prints and reads the environment.
+
+mod check;
+mod compare;
+mod dump;
+mod inspect;
+mod launch;
+mod merge;
+mod optimize;
+mod output;
+mod passes;
+mod rewrite;
+mod run;
+mod size;
+
+use clap::{Parser, Subcommand};
+use std::fmt;
+use std::process::ExitCode;
+
+/// Distributed inference for models whose embedding tables do not fit one machine.
+///
+/// Reads a model as its exporter wrote it, moves the embedding tables into shards, and runs the rewritten graph on workers
+/// that pull rows from pservers, with the same answers as one machine.
+///
+/// Exit codes: 0 done · 1 the input (model, data, shards, peers) is at fault · 2 the call is wrong · 3 rewrite found nothing
+/// to rewrite. Data goes to stdout or to the named file, logs (RUST_LOG) and errors to stderr.
+#[derive(Parser)]
+#[command(name = "graphtool", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Check(check::Args),
+    Compare(compare::Args),
+    Dump(dump::Args),
+    Inspect(inspect::Args),
+    Launch(launch::Args),
+    Merge(merge::Args),
+    Optimize(optimize::Args),
+    Passes(passes::Args),
+    Rewrite(rewrite::Args),
+    Run(run::Args),
+}
+
+/// An error with the exit code that goes with it.
+#[derive(Debug)]
+struct Exit {
+    code: u8,
+    message: String,
+}
+
+/// The call is wrong.
+fn usage(message: impl fmt::Display) -> anyhow::Error {
+    anyhow::Error::new(Exit { code: 2, message: message.to_string() })
+}
+
+/// Ends with this code and, if there is one, a message.
+fn exit_with(code: u8, message: impl fmt::Display) -> anyhow::Error {
+    anyhow::Error::new(Exit { code, message: message.to_string() })
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Exit {}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // A panic is a fault of ours; it is still one line and an exit code.
+    std::panic::set_hook(Box::new(|info| {
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            eprintln!("{info}\n{}", std::backtrace::Backtrace::force_capture());
+        }
+    }));
+    // Deep bodies need more stack than a main thread may have.
+    let run = std::thread::Builder::new().stack_size(256 << 20).spawn(move || run(cli));
+    let result = match run.map(std::thread::JoinHandle::join) {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => {
+            let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+            Err(anyhow::anyhow!("internal error: {}", text.unwrap_or_default()))
+        }
+        Err(e) => Err(e.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            let code = e.downcast_ref::<Exit>().map_or(1, |x| x.code);
+            let broken_pipe =
+                e.chain().any(|c| c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe));
+            let text = format!("{e:#}");
+            if !broken_pipe && !text.is_empty() {
+                eprintln!("error: {}", text.lines().collect::<Vec<_>>().join(" "));
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Check(a) => check::run(a),
+        Command::Compare(a) => compare::run(a),
+        Command::Dump(a) => dump::run(a),
+        Command::Inspect(a) => inspect::run(a),
+        Command::Launch(a) => launch::run(a),
+        Command::Merge(a) => merge::run(a),
+        Command::Optimize(a) => optimize::run(a),
+        Command::Passes(a) => passes::run(a),
+        Command::Rewrite(a) => rewrite::run(a),
+        Command::Run(a) => run::run(a),
+    }
+}

@@ -1,0 +1,225 @@
+//! Who this process is in a job: from flags, then PaddlePaddle's environment, then torchrun's, then alone.
+
+use std::collections::BTreeMap;
+
+/// The environment, as the command line read it.
+pub type Env = BTreeMap<String, String>;
+
+/// What the flags say; an absent one is left to the environment.
+#[derive(Debug, Clone, Default)]
+pub struct RoleFlags {
+    /// `local`, `worker` or `pserver`.
+    pub role: Option<String>,
+    /// Endpoints of the pservers.
+    pub servers: Vec<String>,
+    /// Endpoints of the workers.
+    pub workers: Vec<String>,
+    /// This worker's rank.
+    pub rank: Option<usize>,
+    /// This pserver's place in the list.
+    pub index: Option<usize>,
+    /// Address to bind.
+    pub host: Option<String>,
+    /// Port to bind; 0 takes a free one.
+    pub port: Option<u16>,
+}
+
+/// A role, resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// One process does everything.
+    Local,
+    /// Reads a part of the samples and asks pservers for rows.
+    Worker {
+        /// Its rank.
+        rank: usize,
+        /// Endpoints of all workers, in order; only the first is connected to.
+        workers: Vec<String>,
+        /// Endpoints of the pservers, in order.
+        servers: Vec<String>,
+    },
+    /// Serves shards.
+    Pserver {
+        /// Which of the servers.
+        index: usize,
+        /// How many there are.
+        servers: usize,
+        /// Address and port to bind.
+        bind: String,
+    },
+}
+
+fn list(text: &str) -> Vec<String> {
+    text.split([',', ';']).map(str::trim).filter(|s| !s.is_empty()).map(str::to_owned).collect()
+}
+
+fn number<T: std::str::FromStr>(env: &Env, name: &str) -> Result<Option<T>, String> {
+    match env.get(name).filter(|v| !v.is_empty()) {
+        None => Ok(None),
+        Some(v) => v.parse().map(Some).map_err(|_| format!("{name}={v} is no number")),
+    }
+}
+
+/// The role, and where it came from.
+///
+/// # Errors
+/// Flags or variables that make no sense together, named.
+pub fn resolve(flags: &RoleFlags, env: &Env) -> Result<(Role, String), String> {
+    let from_env = |name: &str| env.get(name).map(|v| list(v)).unwrap_or_default();
+    let pick = |flag: &[String], name: &str| if flag.is_empty() { from_env(name) } else { flag.to_vec() };
+    let servers = pick(&flags.servers, "PADDLE_PSERVERS_IP_PORT_LIST");
+    let (role, source) = match (&flags.role, env.get("TRAINING_ROLE").map(String::as_str)) {
+        (Some(r), _) => (r.as_str(), "--role"),
+        (None, Some("TRAINER")) => ("worker", "TRAINING_ROLE"),
+        (None, Some("PSERVER")) => ("pserver", "TRAINING_ROLE"),
+        (None, Some(other)) => return Err(format!("TRAINING_ROLE={other}: expected TRAINER or PSERVER")),
+        (None, None) if !servers.is_empty() => {
+            ("worker", if flags.servers.is_empty() { "PADDLE_PSERVERS_IP_PORT_LIST" } else { "--servers" })
+        }
+        (None, None) => ("local", "default"),
+    };
+    let role = match role {
+        "local" => Role::Local,
+        "worker" => worker(flags, env, servers)?,
+        "pserver" => pserver(flags, env, &servers)?,
+        other => return Err(format!("--role {other}: expected local, worker or pserver")),
+    };
+    Ok((role, source.to_owned()))
+}
+
+/// The endpoint that the environment gives to this process.
+fn own_endpoint(env: &Env) -> Option<String> {
+    Some(format!("{}:{}", env.get("POD_IP")?, env.get("PADDLE_PORT")?))
+}
+
+fn worker(flags: &RoleFlags, env: &Env, servers: Vec<String>) -> Result<Role, String> {
+    let mut workers = if flags.workers.is_empty() {
+        env.get("PADDLE_TRAINER_ENDPOINTS").map(|v| list(v)).unwrap_or_default()
+    } else {
+        flags.workers.clone()
+    };
+    let size: Option<usize> = match number(env, "PADDLE_TRAINERS_NUM")? {
+        Some(n) => Some(n),
+        None => number(env, "WORLD_SIZE")?,
+    };
+    if workers.is_empty() && size.is_some_and(|n| n > 1) {
+        let (Some(addr), Some(port)) = (env.get("MASTER_ADDR"), env.get("MASTER_PORT")) else {
+            return Err("several workers need their endpoints: --workers, PADDLE_TRAINER_ENDPOINTS, or MASTER_ADDR and MASTER_PORT".into());
+        };
+        workers = vec![format!("{addr}:{port}"); size.unwrap_or(1)];
+    }
+    if let (Some(n), false) = (size, workers.is_empty())
+        && n != workers.len()
+        && flags.workers.is_empty()
+    {
+        return Err(format!("{n} workers by their number, {} by their endpoints", workers.len()));
+    }
+    let of_list = || own_endpoint(env).and_then(|own| workers.iter().position(|w| *w == own));
+    let rank = match flags.rank {
+        Some(r) => Some(r),
+        None => match number(env, "PADDLE_TRAINER_ID")? {
+            Some(r) => Some(r),
+            None => number(env, "RANK")?.or_else(of_list),
+        },
+    };
+    if workers.len() <= 1 {
+        workers = workers.into_iter().take(1).collect();
+        if workers.is_empty() {
+            workers.push("127.0.0.1:0".into());
+        }
+    }
+    let Some(rank) = rank.or((workers.len() == 1).then_some(0)) else {
+        return Err(format!("which of the {} workers is this? give --rank, or set PADDLE_TRAINER_ID or RANK", workers.len()));
+    };
+    if rank >= workers.len() {
+        return Err(format!("rank {rank} of {} workers", workers.len()));
+    }
+    Ok(Role::Worker { rank, workers, servers })
+}
+
+fn pserver(flags: &RoleFlags, env: &Env, servers: &[String]) -> Result<Role, String> {
+    let own = own_endpoint(env);
+    let of_list = || own.as_ref().and_then(|own| servers.iter().position(|s| s == own));
+    let index = match flags.index {
+        Some(i) => Some(i),
+        None => match of_list() {
+            Some(i) => Some(i),
+            None => number(env, "PADDLE_PSERVER_ID")?,
+        },
+    };
+    let count = servers.len().max(1);
+    let Some(index) = index.or((count == 1).then_some(0)) else {
+        return Err(format!("which of the {count} pservers is this? give --index, or set POD_IP and PADDLE_PORT"));
+    };
+    if index >= count {
+        return Err(format!("pserver {index} of {count}"));
+    }
+    let listed = servers.get(index).and_then(|s| s.rsplit_once(':'));
+    let host = flags.host.clone().or_else(|| env.get("POD_IP").cloned()).or_else(|| listed.map(|l| l.0.to_owned()));
+    let port = match flags.port {
+        Some(p) => Some(p),
+        None => match number(env, "PADDLE_PORT")? {
+            Some(p) => Some(p),
+            None => listed.and_then(|l| l.1.parse().ok()),
+        },
+    };
+    let bind = format!("{}:{}", host.unwrap_or_else(|| "127.0.0.1".into()), port.unwrap_or(0));
+    Ok(Role::Pserver { index, servers: count, bind })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(pairs: &[(&str, &str)]) -> Env {
+        pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
+    }
+
+    #[test]
+    fn paddles_variables_are_read_as_they_are() {
+        let shared = [("PADDLE_PSERVERS_IP_PORT_LIST", "127.0.0.1:7001,127.0.0.1:7002"), ("PADDLE_TRAINERS_NUM", "2")];
+        let mut worker = env(&shared);
+        worker.extend(env(&[
+            ("TRAINING_ROLE", "TRAINER"),
+            ("PADDLE_TRAINER_ID", "1"),
+            ("PADDLE_TRAINER_ENDPOINTS", "127.0.0.1:8001,127.0.0.1:8002"),
+        ]));
+        let (role, source) = resolve(&RoleFlags::default(), &worker).unwrap();
+        let endpoints = |list: [&str; 2]| list.map(str::to_owned).to_vec();
+        let servers = endpoints(["127.0.0.1:7001", "127.0.0.1:7002"]);
+        assert_eq!(role, Role::Worker { rank: 1, workers: endpoints(["127.0.0.1:8001", "127.0.0.1:8002"]), servers });
+        assert_eq!(source, "TRAINING_ROLE");
+        let mut server = env(&shared);
+        server.extend(env(&[("TRAINING_ROLE", "PSERVER"), ("POD_IP", "127.0.0.1"), ("PADDLE_PORT", "7002")]));
+        assert_eq!(
+            resolve(&RoleFlags::default(), &server).unwrap().0,
+            Role::Pserver { index: 1, servers: 2, bind: "127.0.0.1:7002".into() }
+        );
+    }
+
+    #[test]
+    fn torchruns_variables_name_rank_zero_alone() {
+        let env = env(&[("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "10.0.0.1"), ("MASTER_PORT", "29500")]);
+        let flags = RoleFlags { role: Some("worker".into()), servers: vec!["h:1".into()], ..RoleFlags::default() };
+        let Role::Worker { rank, workers, .. } = resolve(&flags, &env).unwrap().0 else { panic!("a worker") };
+        assert_eq!((rank, workers[0].as_str(), workers.len()), (1, "10.0.0.1:29500", 2));
+    }
+
+    #[test]
+    fn flags_come_first_and_without_any_the_run_is_local() {
+        assert_eq!(resolve(&RoleFlags::default(), &Env::new()).unwrap().0, Role::Local);
+        let flags = RoleFlags { role: Some("local".into()), ..RoleFlags::default() };
+        assert_eq!(resolve(&flags, &env(&[("TRAINING_ROLE", "PSERVER")])).unwrap().0, Role::Local);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let flags = RoleFlags { role: Some("worker".into()), workers: vec!["a:1".into(), "b:1".into()], ..RoleFlags::default() };
+        let error = resolve(&flags, &Env::new()).unwrap_err();
+        assert_eq!(error, "which of the 2 workers is this? give --rank, or set PADDLE_TRAINER_ID or RANK");
+        assert_eq!(
+            resolve(&RoleFlags::default(), &env(&[("TRAINING_ROLE", "X")])).unwrap_err(),
+            "TRAINING_ROLE=X: expected TRAINER or PSERVER"
+        );
+    }
+}

@@ -1,5 +1,0 @@
-//! Resampling of images and grids.
-
-use super::OpDef;
-
-pub(super) const OPS: &[OpDef] = &[];
