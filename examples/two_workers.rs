@@ -34,7 +34,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (dir, endpoint, handle) = (dir.clone(), endpoint.clone(), runtime.handle().clone());
             std::thread::spawn(move || -> Result<f32, String> {
                 let (manifest, model) = deploy::open(&dir).map_err(|e| e.to_string())?;
-                let store = handle.block_on(store::connect(Arc::new(manifest), &[endpoint], ConnectOptions::default())).map_err(|e| e.to_string())?;
+                let store = handle
+                    .block_on(store::connect(Arc::new(manifest), &[endpoint], ConnectOptions::default()))
+                    .map_err(|e| e.to_string())?;
                 let options = Options { store: Some(store), comm: Some(comm), runtime: Some(handle), ..Default::default() };
                 let session = Session::new(&model, options).map_err(|e| e.to_string())?;
                 let ids = Tensor::vector(if rank == 0 { vec![0i64, 1] } else { vec![2, 3, 3] });

@@ -90,7 +90,8 @@ fn a_plain_model_is_rewritten_by_launch() {
     let dir = tmp.path();
     let log = small_log(dir);
     std::fs::copy(model("widedeep_ts11"), dir.join("m.pb")).expect("copied");
-    let mut args = vec!["launch", "m.pb", "--server_num=2", "--worker_num=2", "--input", path(&log), "--output", "out.csv", "--min-bytes", "0"];
+    let mut args =
+        vec!["launch", "m.pb", "--server_num=2", "--worker_num=2", "--input", path(&log), "--output", "out.csv", "--min-bytes", "0"];
     args.extend(BINDS);
     let said = ok(dir, &args);
     assert!(said.contains("7 of 7 lookups are remote") || said.contains("8 of 8 lookups are remote"), "{said}");
@@ -160,7 +161,8 @@ fn a_worker_waits_for_a_server_and_another_rewrite_is_refused() {
     let endpoint = format!("127.0.0.1:{port}");
     let args = ["run", "a.dist", "--role", "worker", "--servers", &endpoint, "--input", path(&set), "--output", "out/"];
     let worker = graphtool(dir).args(args).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a worker");
-    let mut server = graphtool(dir).args(["run", "a.dist", "--role", "pserver", "--port", &port]).stdout(Stdio::null()).spawn().expect("a server");
+    let mut server =
+        graphtool(dir).args(["run", "a.dist", "--role", "pserver", "--port", &port]).stdout(Stdio::null()).spawn().expect("a server");
     let out = worker.wait_with_output().expect("the worker ends");
     assert!(out.status.success(), "{}", text(&out.stderr));
     assert!(dir.join("out/output_0.pb").is_file());
@@ -196,7 +198,8 @@ fn a_killed_pserver_ends_the_job_soon() {
 fn child_with(parent: u32, entry: &str) -> u32 {
     let deadline = Instant::now() + Duration::from_secs(30);
     while Instant::now() < deadline {
-        for pid in std::fs::read_dir("/proc").expect("procfs").flatten().filter_map(|e| e.file_name().to_string_lossy().parse::<u32>().ok()) {
+        for pid in std::fs::read_dir("/proc").expect("procfs").flatten().filter_map(|e| e.file_name().to_string_lossy().parse::<u32>().ok())
+        {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             let ppid = stat.rsplit(')').next().and_then(|s| s.split_whitespace().nth(1)).and_then(|s| s.parse::<u32>().ok());
             let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();

@@ -59,7 +59,9 @@ fn a_rewritten_model_gives_equal_bits_and_merges_back() {
         let file = path.join("model.onnx");
         let model = formats::load(&file).expect("a model");
         let plain = Session::new(&model, Options::default()).expect("a session");
-        for (i, mode) in [Mode::Auto, Mode::All(Sharding::Row), Mode::All(Sharding::Range), Mode::All(Sharding::Column)].into_iter().enumerate() {
+        for (i, mode) in
+            [Mode::Auto, Mode::All(Sharding::Row), Mode::All(Sharding::Range), Mode::All(Sharding::Column)].into_iter().enumerate()
+        {
             let out = dir.path().join(format!("{name}{i}.dist"));
             rewrite(model.clone(), &out, RewriteOptions { shards: 3, mode, ..Default::default() }).expect("a rewrite");
             assert_eq!(deploy::check(&out).expect("a deployment"), Vec::<String>::new(), "{name}");

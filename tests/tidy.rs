@@ -84,11 +84,8 @@ fn imports_point_down() {
 #[test]
 fn unsafe_stays_in_named_files() {
     let allowed = ["tensor/mapped.rs", "store/gather.rs"];
-    let found: Vec<String> = sources()
-        .into_iter()
-        .filter(|(n, t)| code(t).contains("unsafe ") && !allowed.contains(&n.as_str()))
-        .map(|(n, _)| n)
-        .collect();
+    let found: Vec<String> =
+        sources().into_iter().filter(|(n, t)| code(t).contains("unsafe ") && !allowed.contains(&n.as_str())).map(|(n, _)| n).collect();
     assert_eq!(found, [""; 0]);
 }
 

@@ -5,7 +5,7 @@ use crate::ir::Dim;
 use crate::ops::gemm::Real;
 use crate::ops::norm::{Param, normalize_rows};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, quant, util};
-use crate::tensor::{DType, Element, Number, Shape, Tensor, cast};
+use crate::tensor::{DType, Number, Shape, Tensor, cast};
 use crate::{dispatch_wide, invalid};
 
 pub(in crate::ops) const OPS: &[OpDef] = &[
