@@ -278,7 +278,7 @@ fn pool(rows: &Tensor, bags: &[std::ops::Range<usize>], weights: Option<&Tensor>
                     }
                     acc = Some(match (acc, mode) {
                         (None, _) => x,
-                        (Some(a), PoolMode::Max) => a.maximum(x),
+                        (Some(a), PoolMode::Max) => a.greater_of(x),
                         (Some(a), _) => a.add(x),
                     });
                 }

@@ -374,7 +374,9 @@ fn schedule(graph: &Graph) -> Result<Vec<NodeId>, ExecError> {
     for &id in order.iter().rev() {
         let need = is_host(id) || needed.get(&id).copied().unwrap_or(false);
         if need {
-            reads(id).into_iter().for_each(|r| drop(needed.insert(r, true)));
+            reads(id).into_iter().for_each(|r| {
+                needed.insert(r, true);
+            });
         }
         needed.insert(id, need);
     }

@@ -147,7 +147,7 @@ pub(super) fn attend<T: rows::FastExp>(
 }
 
 fn softmax_with_sink<T: rows::FastExp>(row: &mut [T], sink: T) {
-    let top = rows::max(row).maximum(sink);
+    let top = rows::max(row).greater_of(sink);
     row.iter_mut().for_each(|x| *x = (*x - top).exp_neg());
     let total = rows::sum(row) + (sink - top).exp_neg();
     row.iter_mut().for_each(|x| *x = *x / total);

@@ -4,7 +4,6 @@ use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, one, rows, util
 use crate::ir::Dim;
 use crate::tensor::{DType, Element, Number, Shape, Tensor, cast};
 use crate::{dispatch_number, dispatch_wide, invalid};
-use rayon::prelude::*;
 
 const ATTRS: &[&str] = &["axes", "keepdims", "noop_with_empty_axes"];
 
@@ -166,8 +165,8 @@ fn plain<T: Number>(lanes: &Lanes, how: How) -> Result<Tensor, OpError> {
         How::L1 => fold(x, lanes, T::ZERO, abs, T::add),
         How::SumSquare => fold(x, lanes, T::ZERO, |v| v.mul(v), T::add),
         How::Prod => fold(x, lanes, T::ONE, |v| v, T::mul),
-        How::Max => fold(x, lanes, T::lowest(), |v| v, T::maximum),
-        How::Min => fold(x, lanes, T::highest(), |v| v, T::minimum),
+        How::Max => fold(x, lanes, T::lowest(), |v| v, T::greater_of),
+        How::Min => fold(x, lanes, T::highest(), |v| v, T::lesser_of),
         How::Mean => {
             let n = T::from_f64(lanes.len as f64);
             let mut sums = fold(x, lanes, T::ZERO, |v| v, T::add);
@@ -186,7 +185,7 @@ fn rooted_reduce<T: rows::FastExp>(lanes: &Lanes, how: How) -> Result<Tensor, Op
         How::LogSum => fold(x, lanes, T::ZERO, |v| v, <T as Number>::add).into_iter().map(|s| s.ln()).collect(),
         _ => {
             let tops: Vec<T> =
-                fold(x, lanes, T::lowest(), |v| v, T::maximum).into_iter().map(|t| if t.is_infinite() { T::ZERO } else { t }).collect();
+                fold(x, lanes, T::lowest(), |v| v, T::greater_of).into_iter().map(|t| if t.is_infinite() { T::ZERO } else { t }).collect();
             let block = lanes.len * lanes.inner;
             let mut shifted = x.to_vec();
             util::for_each_chunk(&mut shifted, lanes.inner, |i, row| {
@@ -226,12 +225,15 @@ fn fold<T: Number>(
             *o = if len <= PIECE {
                 rows::fold(row, init, map, combine)
             } else {
-                let parts: Vec<T> = row.par_chunks(PIECE).map(|p| rows::fold(p, init, map, combine)).collect();
+                let mut parts = vec![init; len.div_ceil(PIECE)];
+                util::chunks_in_parallel(&mut parts, 1, 1, &|p, o| {
+                    o[0] = rows::fold(&row[p * PIECE..len.min((p + 1) * PIECE)], init, map, combine)
+                });
                 parts.into_iter().fold(init, combine)
             }
         };
         if large {
-            out.par_iter_mut().with_min_len((util::GRAIN / len).max(1)).enumerate().for_each(|(i, o)| row(i, o));
+            util::chunks_in_parallel(&mut out, 1, (util::GRAIN / len).max(1), &|i, o| row(i, &mut o[0]));
         } else {
             out.iter_mut().enumerate().for_each(|(i, o)| row(i, o));
         }
@@ -251,8 +253,8 @@ fn fold<T: Number>(
     };
     if large {
         let least = (util::GRAIN / (len * inner)).max(1);
-        out.par_chunks_mut(inner).with_min_len(least).enumerate().for_each(|(i, row)| {
-            row.par_chunks_mut(COLUMNS).enumerate().for_each(|(c, cols)| columns(i, c * COLUMNS, cols));
+        util::chunks_in_parallel(&mut out, inner, least, &|i, row| {
+            util::chunks_in_parallel(row, COLUMNS, 1, &|c, cols| columns(i, c * COLUMNS, cols));
         });
     } else {
         out.chunks_mut(inner).enumerate().for_each(|(i, row)| columns(i, 0, row));

@@ -48,7 +48,7 @@ pub fn sum_by<T: Number>(x: &[T], map: impl Fn(T) -> T) -> T {
 
 /// The greatest of a row; NaN if one is, the least value for an empty row.
 pub fn max<T: Number>(x: &[T]) -> T {
-    fold(x, T::lowest(), |v| v, T::maximum)
+    fold(x, T::lowest(), |v| v, T::greater_of)
 }
 
 /// Mean and variance (of the population) of a row.

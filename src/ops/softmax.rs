@@ -48,7 +48,7 @@ pub(super) fn softmax(x: Tensor, len: usize, inner: usize, log: bool) -> Result<
 fn columns<T: rows::FastExp>(block: &mut [T], inner: usize, log: bool) {
     let mut top = vec![T::lowest(); inner];
     for row in block.chunks(inner) {
-        top.iter_mut().zip(row).for_each(|(t, &v)| *t = t.maximum(v));
+        top.iter_mut().zip(row).for_each(|(t, &v)| *t = t.greater_of(v));
     }
     top.iter_mut().for_each(|t| *t = rows::shift(*t));
     let mut total = vec![T::ZERO; inner];
