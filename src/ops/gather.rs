@@ -145,7 +145,7 @@ fn gather_nd(cx: &OpCtx) -> Result<Kernel, OpError> {
         let mut places = tuple_places(&data.shape()[batch..], indices)?;
         let width = indices.shape()[indices.rank() - 1];
         let (batches, blocks) = (product(&data.shape()[..batch]), product(&data.shape()[batch..batch + width]));
-        let per = if batches > 0 { places.len() / batches } else { 0 };
+        let per = places.len().checked_div(batches).unwrap_or(0);
         places.iter_mut().enumerate().for_each(|(i, p)| *p = p.wrapping_add((i / per.max(1)).wrapping_mul(blocks)));
         let rest = &data.shape()[batch + width..];
         let shape = [&indices.shape()[..indices.rank() - 1], rest].concat();

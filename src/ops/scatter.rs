@@ -85,9 +85,9 @@ fn scattered(data: Tensor, updates: &Tensor, places: &[usize], block: usize, how
         };
     }
     dispatch_number!(dtype, T => match how {
-        Reduction::Mul => changed::<T>(data, updates, places, block, |o, u| *o = o.mul(*u)),
-        Reduction::Max => changed::<T>(data, updates, places, block, |o, u| *o = o.greater_of(*u)),
-        Reduction::Min => changed::<T>(data, updates, places, block, |o, u| *o = o.lesser_of(*u)),
+        Reduction::Mul => changed::<T>(data, updates, places, block, |o, u| *o = Number::mul(*o, *u)),
+        Reduction::Max => changed::<T>(data, updates, places, block, |o, u| *o = Number::greater_of(*o, *u)),
+        Reduction::Min => changed::<T>(data, updates, places, block, |o, u| *o = Number::lesser_of(*o, *u)),
         _ => changed::<T>(data, updates, places, block, |o, u| *o = Number::add(*o, *u)),
     }, other => match other {
         DType::Bool if matches!(how, Reduction::Add | Reduction::Max) => changed::<bool>(data, updates, places, block, |o, u| *o |= u),

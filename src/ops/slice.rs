@@ -157,7 +157,7 @@ fn equal_parts(dim: usize, n: usize, version: i64) -> Result<Vec<usize>, OpError
     if n == 0 {
         invalid!("num_outputs must be positive");
     }
-    if dim % n != 0 && version < 18 {
+    if !dim.is_multiple_of(n) && version < 18 {
         invalid!("a dim of {dim} does not split into {n} equal parts");
     }
     let size = dim.div_ceil(n);
