@@ -26,9 +26,11 @@ mod control;
 mod conv;
 mod cumulative;
 mod einsum;
+mod flex_attention;
 mod gather;
 mod generate;
 mod labels;
+mod linear_attention;
 mod loss;
 mod matmul;
 mod microsoft;
@@ -218,15 +220,18 @@ const FAMILIES: &[&[OpDef]] = &[
     conv::OPS,
     cumulative::OPS,
     einsum::OPS,
+    flex_attention::OPS,
     gather::OPS,
     generate::OPS,
     labels::OPS,
+    linear_attention::OPS,
     loss::OPS,
     matmul::OPS,
     microsoft::attention::OPS,
     microsoft::blocks::OPS,
     microsoft::embed::OPS,
     microsoft::fused::OPS,
+    microsoft::group_query::OPS,
     microsoft::qlinear::OPS,
     ml::OPS,
     ngrams::OPS,
