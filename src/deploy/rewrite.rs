@@ -97,10 +97,12 @@ pub fn rewrite(model: Model, dir: &Path, options: RewriteOptions) -> Result<Outc
         }
         files.insert(name.to_owned(), checksum(&path).map_err(io(&path))?);
     }
+    // Of the graph as it is read back: that is what every process of a job compares.
+    let written = crate::formats::load(&tmp.join(WORKER))?;
     let mut manifest = Manifest {
         format_version: FORMAT_VERSION,
         plan_id: String::new(),
-        fingerprint: fingerprint(&model),
+        fingerprint: fingerprint(&written),
         shards: layout.shards,
         files,
         tables,

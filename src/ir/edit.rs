@@ -393,6 +393,9 @@ impl Edit<'_> {
             readers.iter().for_each(|&r| graph.rename_captured(r, &name, &renamed));
             graph.rename(old, &renamed);
             graph.rename(new, &name);
+            let output = &mut graph.node_mut(old.node).outputs[old.slot as usize];
+            // What was stated as the interface's type is from now on stated as the value's.
+            output.info = output.info.take().or(output.ty.is_some().then(Default::default));
             graph.outputs[index].value = new;
         }
         // New nodes stand before their anchors; a stable sort then repairs what that left out of order.
