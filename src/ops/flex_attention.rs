@@ -4,7 +4,7 @@ use super::gemm::{Dims, Epilogue, Matrix, Real, product};
 use super::matmul::new_out;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Run, find, one, rows, util};
 use crate::ir::{Dim, Graph, NodeId, ValueId};
-use crate::tensor::{DType, Element, Number, Shape, Tensor, Value, cast};
+use crate::tensor::{DType, Shape, Tensor, Value, cast};
 use crate::{dispatch_wide, invalid, unsupported};
 use std::collections::HashMap;
 

@@ -379,7 +379,7 @@ fn build_lp(cx: &OpCtx) -> Result<Kernel, OpError> {
             util::for_each_chunk(&mut data, len * inner, |_, block| {
                 let mut norm = vec![T::ZERO; inner];
                 for row in block.chunks(inner) {
-                    norm.iter_mut().zip(row).for_each(|(n, &v)| *n = *n + if p == 1 { v.abs() } else { v * v });
+                    norm.iter_mut().zip(row).for_each(|(n, &v)| *n += if p == 1 { v.abs() } else { v * v });
                 }
                 if p == 2 {
                     norm.iter_mut().for_each(|n| *n = n.sqrt());
@@ -439,7 +439,7 @@ fn build_lrn(cx: &OpCtx) -> Result<Kernel, OpError> {
                 let window = c.saturating_sub((size - 1) / 2)..channels.min(c + size.div_ceil(2) + usize::from(size.is_multiple_of(2)));
                 for (p, v) in row.iter_mut().enumerate() {
                     let squares = window.clone().map(|k| data[(first + k) * spatial + p]).fold(T::ZERO, |s, v| s + v * v);
-                    *v = *v / (bias + alpha * squares).powf(beta);
+                    *v /= (bias + alpha * squares).powf(beta);
                 }
             });
             Tensor::new(x.shape(), out)?

@@ -13,21 +13,18 @@ const MATMUL_ATTRS: &[&str] = &["alpha", "transA", "transB", "transBatchA", "tra
 
 pub(in crate::ops) const OPS: &[OpDef] = &[
     op("BiasAdd").inputs(3, 3).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(bias_add(&args)?)))),
-    op("BiasGelu").inputs(2, 2).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, |x| gelu(x), |x| gelu(x))?)))),
+    op("BiasGelu").inputs(2, 2).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, gelu, gelu)?)))),
     op("BiasSoftmax").inputs(2, 2).attrs(&["axis", "is_inner_broadcast"]).infer(infer::same).kernel(build_bias_softmax),
     op("BiasSplitGelu").inputs(2, 2).infer(infer_split).kernel(|_| Ok(Box::new(|args| one(bias_split_gelu(&args)?)))),
     op("ExpandDims").inputs(2, 2).infer(infer_expand).kernel(|_| Ok(Box::new(expand_dims))),
-    op("FastGelu")
-        .inputs(1, 2)
-        .infer(infer::same)
-        .kernel(|_| Ok(Box::new(|args| one(activate(args, |x| fast_gelu(x), |x| fast_gelu(x))?)))),
+    op("FastGelu").inputs(1, 2).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, fast_gelu, fast_gelu)?)))),
     op("FusedGemm")
         .inputs(2, 3)
         .attrs(&["activation", "activation_alpha", "activation_beta", "activation_gamma", "alpha", "beta", "transA", "transB"])
         .infer(infer_gemm)
         .kernel(build_fused_gemm),
     op("FusedMatMul").inputs(2, 2).attrs(MATMUL_ATTRS).infer(infer_fused_matmul).kernel(build_fused_matmul),
-    op("Gelu").infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, |x| gelu(x), |x| gelu(x))?)))),
+    op("Gelu").infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, gelu, gelu)?)))),
     op("Inverse").infer(infer::same).kernel(|_| Ok(Box::new(|args| one(inverse(args.tensor(0)?)?)))),
     op("QuickGelu").attrs(&["alpha"]).infer(infer::same).kernel(build_quick_gelu),
     op("TransposeMatMul").inputs(2, 2).attrs(MATMUL_ATTRS).infer(infer_fused_matmul).kernel(build_fused_matmul),
@@ -141,7 +138,7 @@ fn build_bias_softmax(cx: &OpCtx) -> Result<Kernel, OpError> {
             let bias = bias.as_slice::<T>()?;
             util::for_each_chunk(&mut data, len, |i, row| {
                 let b = if inner { i / repeat } else { i % biases };
-                row.iter_mut().zip(&bias[b * len..]).for_each(|(v, &b)| *v = *v + b);
+                row.iter_mut().zip(&bias[b * len..]).for_each(|(v, &b)| *v += b);
             });
             Tensor::new(x.shape(), data)?
         });
