@@ -28,7 +28,11 @@ fn code(text: &str) -> String {
 }
 
 fn offenders(word: &str, allowed: &[&str]) -> Vec<String> {
-    let names = |c: &str| c.contains(&format!("{word}::")) || c.contains(&format!("use {word};")) || c.contains(&format!("{word}!("));
+    let names = |c: &str| c.contains(&format!("{word}::")) || c.contains(&format!("use {word};"));
+    files_with(allowed, names)
+}
+
+fn files_with(allowed: &[&str], names: impl Fn(&str) -> bool) -> Vec<String> {
     sources().into_iter().filter(|(n, t)| names(&code(t)) && !allowed.iter().any(|a| n.starts_with(a))).map(|(n, _)| n).collect()
 }
 
@@ -45,7 +49,8 @@ fn packages_stay_in_their_homes() {
 #[test]
 fn only_the_command_line_prints_and_reads_the_environment() {
     for word in ["println", "eprintln", "print", "eprint"] {
-        assert_eq!(offenders(word, &["cli/"]), [""; 0], "{word}");
+        let call = |c: &str| c.contains(&format!(" {word}!("));
+        assert_eq!(files_with(&["cli/"], call), [""; 0], "{word}");
     }
     assert_eq!(offenders("std::env", &["cli/"]), [""; 0]);
 }
@@ -83,7 +88,7 @@ fn imports_point_down() {
 
 #[test]
 fn unsafe_stays_in_named_files() {
-    let allowed = ["tensor/mapped.rs", "store/gather.rs"];
+    let allowed = ["ops/gemm.rs", "store/gather.rs", "tensor/mapped.rs"];
     let found: Vec<String> =
         sources().into_iter().filter(|(n, t)| code(t).contains("unsafe ") && !allowed.contains(&n.as_str())).map(|(n, _)| n).collect();
     assert_eq!(found, [""; 0]);

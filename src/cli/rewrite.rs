@@ -2,7 +2,7 @@
 
 use super::{exit_with, output, size, usage};
 use crate::deploy::{Outcome, RewriteOptions, rewrite};
-use crate::passes::Selection;
+use crate::passes::{NameFilter, Selection};
 use crate::plan::{Mode, Sharding};
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,7 @@ impl Options {
             "column" => Mode::All(Sharding::Column),
             _ => Mode::Auto,
         };
-        let names: Option<Box<dyn Fn(&str) -> bool>> = if self.tables.is_empty() {
+        let names: Option<NameFilter> = if self.tables.is_empty() {
             None
         } else {
             let mut set = globset::GlobSetBuilder::new();

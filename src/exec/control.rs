@@ -186,10 +186,7 @@ pub(super) fn run_scan(
     let mut columns: Vec<Vec<Tensor>> = vec![Vec::new(); body.plan.outputs.len()];
     for b in 0..batch {
         let inputs = tensors.iter().map(|t| pick(t, 0, b).map(|t| Some(Value::Tensor(t)))).collect::<Result<Vec<_>, _>>().map_err(fail)?;
-        let limit = match &lengths {
-            Some(l) => Some(l.get(b).copied().unwrap_or(0).max(0) as usize),
-            None => None,
-        };
+        let limit = lengths.as_ref().map(|l| l.get(b).copied().unwrap_or(0).max(0) as usize);
         let outputs = scan_once(body, attrs, fail, inputs, limit, &captured, r)?;
         for (column, v) in columns.iter_mut().zip(outputs) {
             column.push(tensor(Some(v), "output").map_err(fail)?);

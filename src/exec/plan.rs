@@ -181,7 +181,10 @@ impl<'m> Compiler<'m> {
                         && let Some(values) = fold(&kernel, plan, &inputs)
                         && values.len() >= node.outputs.len()
                     {
-                        for (slot, value) in values.into_iter().enumerate().take(node.outputs.len()) {
+                        for (slot, mut value) in values.into_iter().enumerate().take(node.outputs.len()) {
+                            if let (Value::Tensor(t), false) = (&mut value, only_by_bytes(graph, id)) {
+                                *t = std::mem::take(t).aligned();
+                            }
                             sources.insert(id.value(slot as u32), Source::Const(plan.constants.len()));
                             plan.constants.push(value);
                         }

@@ -130,7 +130,7 @@ mod tests {
     fn sums_keep_their_precision() {
         let x = vec![0.1f32; 1_000_000];
         assert!((sum(&x) - 100_000.0).abs() < 1.0);
-        assert_eq!(max(&[1.0, f32::NAN, 2.0]).is_nan(), true);
+        assert!(max(&[1.0, f32::NAN, 2.0]).is_nan());
         assert_eq!(max::<f32>(&[]), f32::NEG_INFINITY);
     }
 }

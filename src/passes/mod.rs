@@ -15,7 +15,7 @@ pub use fold_constants::FoldConstants;
 pub use merge_lookups::MergeLookups;
 pub use partition_params::PartitionParams;
 pub use pipeline::{Pipeline, parse_passes};
-pub use remote_lookup::{RemoteLookup, Selection};
+pub use remote_lookup::{NameFilter, RemoteLookup, Selection};
 pub use report::{LookupRemark, Report, TableTaken};
 
 use crate::ir::{EditError, Model};

@@ -13,13 +13,16 @@ use crate::ops::remote::{DOMAIN, LookupSpec, Negative, TableSpec};
 use crate::tensor::Tensor;
 use std::collections::HashMap;
 
+/// Whether the table of a name is meant.
+pub type NameFilter = Box<dyn Fn(&str) -> bool>;
+
 /// Which tables may move.
 #[derive(Default)]
 pub struct Selection {
     /// Tables of fewer bytes stay.
     pub min_bytes: u64,
     /// Whether the table of that name may move; all may without it.
-    pub names: Option<Box<dyn Fn(&str) -> bool>>,
+    pub names: Option<NameFilter>,
 }
 
 /// The pass.
