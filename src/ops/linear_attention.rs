@@ -1,5 +1,6 @@
 //! Linear attention: a state per head that each position decays, corrects and reads.
 
+use super::attention::MAX_HEADS;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, util};
 use crate::invalid;
 use crate::ir::Dim;
@@ -26,9 +27,9 @@ struct Spec {
 
 fn spec(cx: &OpCtx) -> Result<Spec, OpError> {
     let heads = |name: &str| -> Result<usize, OpError> {
-        match cx.attrs.int(name)?.and_then(|h| usize::try_from(h).ok()).filter(|&h| h > 0) {
-            Some(h) => Ok(h),
-            None => invalid!("attribute {name:?} must be above 0"),
+        match cx.attrs.int(name)?.filter(|h| (1..=MAX_HEADS).contains(h)) {
+            Some(h) => Ok(h as usize),
+            None => invalid!("attribute {name:?} must be in 1..={MAX_HEADS}"),
         }
     };
     let (q_heads, kv_heads) = (heads("q_num_heads")?, heads("kv_num_heads")?);
@@ -56,7 +57,7 @@ fn infer_linear(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let batch = cx.shape(0).and_then(|s| s.first().cloned()).unwrap_or(Dim::Unknown);
     let len = cx.shape(0).and_then(|s| s.get(1).cloned()).unwrap_or(Dim::Unknown);
     let mut out = vec![
-        Fact::partial(cx.dtype(0), Some(vec![batch.clone(), len, dim(dv.map(|d| d * spec.q_heads))])),
+        Fact::partial(cx.dtype(0), Some(vec![batch.clone(), len, dim(dv.and_then(|d| d.checked_mul(spec.q_heads)))])),
         Fact::partial(cx.dtype(3).or(cx.dtype(0)), Some(vec![batch, Dim::Known(spec.kv_heads), dim(dk), dim(dv)])),
     ];
     out.truncate(cx.op.outputs.len().max(1));

@@ -2,7 +2,7 @@
 
 use super::op;
 use crate::ir::Dim;
-use crate::ops::attention::{Heads, Mask, Positions, Rotary, Scores, attend, rotate, swap_heads};
+use crate::ops::attention::{Heads, MAX_HEADS, Mask, Positions, Rotary, Scores, attend, rotate, swap_heads};
 use crate::ops::matmul::new_out;
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs};
 use crate::tensor::{Shape, Tensor, cast};
@@ -49,9 +49,9 @@ struct Spec {
 
 fn spec(cx: &OpCtx) -> Result<Spec, OpError> {
     let heads = |name: &str| -> Result<usize, OpError> {
-        match cx.attrs.int(name)?.and_then(|h| usize::try_from(h).ok()).filter(|&h| h > 0) {
-            Some(h) => Ok(h),
-            None => invalid!("attribute {name:?} must be above 0"),
+        match cx.attrs.int(name)?.filter(|h| (1..=MAX_HEADS).contains(h)) {
+            Some(h) => Ok(h as usize),
+            None => invalid!("attribute {name:?} must be in 1..={MAX_HEADS}"),
         }
     };
     let (heads, kv_heads) = (heads("num_heads")?, heads("kv_num_heads")?);
@@ -133,6 +133,9 @@ fn run(spec: &Spec, args: &Args) -> Result<Outputs, OpError> {
     let query = args.tensor(0)?;
     let [batch, len, all] = query.shape()[..] else { invalid!("expected rank 3, found shape {}", query.shape()) };
     let Spec { heads, kv_heads, .. } = *spec;
+    if args.opt(1)?.is_some() != args.opt(2)?.is_some() {
+        invalid!("keys and values must be given together");
+    }
     let columns = if args.opt(1)?.is_some() { heads } else { heads + 2 * kv_heads };
     if !all.is_multiple_of(columns) {
         invalid!("{all} columns do not split into {columns} heads");

@@ -148,7 +148,7 @@ fn infer_concat(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
             invalid!("expected parts of one rank, found {} and {}", shape.len(), part.len());
         }
         shape[at] = match (shape[at].known(), part[at].known()) {
-            (Some(a), Some(b)) => Dim::Known(a + b),
+            (Some(a), Some(b)) => a.checked_add(b).map_or(Dim::Unknown, Dim::Known),
             _ => Dim::Unknown,
         };
     }
@@ -286,7 +286,11 @@ fn infer_qgemm(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
         let flip = usize::from(cx.op.attrs.int_or(name, 0)? != 0);
         Ok(cx.shape(i).filter(|s| s.len() == 2).map_or(Dim::Unknown, |s| s[at ^ flip].clone()))
     };
-    let dtype = if cx.has(8) { cx.dtype(8) } else { Some(DType::F32) };
+    let dtype = match (cx.has(7), cx.has(8)) {
+        (false, _) => Some(DType::F32),
+        (true, false) => cx.dtype(0),
+        (true, true) => cx.dtype(8),
+    };
     Ok(vec![Fact::partial(dtype, Some(vec![side(0, "transA", 0)?, side(3, "transB", 1)?]))])
 }
 
