@@ -4,4 +4,4 @@ pub mod comm;
 pub mod plan;
 pub mod store;
 pub mod tensor;
-pub mod wire;
+mod wire;

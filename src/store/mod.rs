@@ -19,6 +19,8 @@ pub use piece::checksum;
 pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, serve, serve_shards, server_info, stop_server};
 pub use shards::{Shards, open_local, read_manifest};
 
+pub use crate::wire::DEFAULT_MAX_FRAME;
+
 use crate::tensor::{DType, Shape, Tensor};
 use std::fmt;
 use std::future::Future;
