@@ -1,6 +1,6 @@
 //! `graphtool inspect`
 
-use super::{output, size};
+use super::{exit_with, output, size};
 use crate::ir::{Kind, Model};
 use crate::passes::{Pass, RemoteLookup, Report};
 use crate::{deploy, formats};
@@ -38,6 +38,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         (model, facts)
     } else {
         let model = formats::load(&args.model)?;
+        if let Some(fault) = super::check::faults(&model).into_iter().next() {
+            return Err(exit_with(1, format!("{}: {fault}", args.model.display())));
+        }
         let facts = describe(&model, "ONNX");
         (model, facts)
     };

@@ -50,6 +50,11 @@ fn infer_gather(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let (Some(data), Some(indices)) = (cx.shape(0), cx.shape(1)) else { return Ok(vec![Fact::partial(cx.dtype(0), None)]) };
     let at = axis(cx.op.attrs.int_or("axis", 0)?, data.len())?;
     let fact = Fact::partial(cx.dtype(0), Some([&data[..at], indices, &data[at + 1..]].concat()));
+    if let (Some(n), Some(ids)) = (data[at].known(), cx.ints(1))
+        && let Some(id) = ids.iter().find(|&&i| position(i, n).is_none())
+    {
+        invalid!("index {id} is out of range for {n} positions");
+    }
     let picked = match (cx.dims(0), cx.known(1)) {
         (Some(elements), Some(ids)) if data.len() == 1 && indices.len() < 2 => {
             ids.iter().map(|&i| position(i, elements.len()).map(|p| elements[p].clone())).collect::<Option<Vec<_>>>()

@@ -200,6 +200,25 @@ impl OpDef {
         self
     }
 
+    /// Whether a node may have so many inputs and outputs.
+    ///
+    /// # Errors
+    /// It may not: what is expected and what found.
+    pub fn check_arity(&self, inputs: usize, outputs: usize) -> Result<(), String> {
+        let range = |(lo, hi): (usize, usize)| match hi {
+            usize::MAX => format!("at least {lo}"),
+            _ if lo == hi => lo.to_string(),
+            _ => format!("{lo} to {hi}"),
+        };
+        if inputs < self.inputs.0 || inputs > self.inputs.1 {
+            return Err(format!("expected {} inputs, found {inputs}", range(self.inputs)));
+        }
+        if outputs > self.outputs.1 {
+            return Err(format!("expected {} outputs, found {outputs}", range(self.outputs)));
+        }
+        Ok(())
+    }
+
     /// Not a function of its inputs alone.
     pub const fn impure(mut self) -> Self {
         self.pure = false;

@@ -3,6 +3,7 @@
 mod all_reduce;
 mod dead_code;
 mod fold_constants;
+mod infer_shapes;
 mod merge_lookups;
 mod partition_params;
 mod pipeline;
@@ -12,6 +13,7 @@ mod report;
 pub use all_reduce::AllReduce;
 pub use dead_code::DeadCode;
 pub use fold_constants::FoldConstants;
+pub use infer_shapes::{InferShapes, output_types, shape_faults};
 pub use merge_lookups::MergeLookups;
 pub use partition_params::PartitionParams;
 pub use pipeline::{Pipeline, parse_passes};
@@ -76,5 +78,5 @@ pub trait Pass {
 
 /// The passes that need no settings, in alphabetical order.
 pub fn catalogue() -> Vec<Box<dyn Pass>> {
-    vec![Box::new(DeadCode), Box::new(FoldConstants::default()), Box::new(MergeLookups)]
+    vec![Box::new(DeadCode), Box::new(FoldConstants::default()), Box::new(InferShapes), Box::new(MergeLookups)]
 }

@@ -125,6 +125,17 @@ struct Survey {
     lookups: Vec<Lookup>,
 }
 
+/// The value that a chain of Identities passes on; none for a chain that is a ring, or longer than any exporter's.
+fn behind_identities(graph: &Graph, mut v: ValueId) -> Option<ValueId> {
+    for _ in 0..64 {
+        match graph.node(v.node).op() {
+            Some(op) if op.is("Identity") => v = graph.node(v.node).input(0)?,
+            _ => return Some(v),
+        }
+    }
+    None
+}
+
 /// Where a value comes from, through Identities and captures: a constant by its key.
 fn constant_behind<'g>(graph: &'g Graph, scope: Option<&Scope<'g>>, v: ValueId) -> Option<(Key, &'g Tensor)> {
     let depth = |s: Option<&Scope>| {
@@ -151,7 +162,10 @@ fn constant_behind<'g>(graph: &'g Graph, scope: Option<&Scope<'g>>, v: ValueId) 
             }
             None
         }
-        Kind::Op(op) if op.is("Identity") => constant_behind(graph, scope, node.input(0)?),
+        Kind::Op(op) if op.is("Identity") => {
+            let source = behind_identities(graph, v)?;
+            (source != v).then(|| constant_behind(graph, scope, source)).flatten()
+        }
         Kind::Op(op) if op.is("Constant") => Some(((depth(scope), name()), node.attrs.tensor("value").ok().flatten()?)),
         _ => None,
     }
