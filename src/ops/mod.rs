@@ -43,6 +43,7 @@ mod reduce;
 pub mod remote;
 mod resize;
 mod rnn;
+mod row_ids;
 mod scatter;
 mod select;
 mod sequence;
@@ -239,6 +240,7 @@ const FAMILIES: &[&[OpDef]] = &[
     remote::OPS,
     resize::OPS,
     rnn::OPS,
+    row_ids::OPS,
     scatter::OPS,
     select::OPS,
     sequence::OPS,
