@@ -45,6 +45,7 @@ mod reduce;
 pub mod remote;
 mod resize;
 mod rnn;
+mod row_ids;
 mod scatter;
 mod select;
 mod sequence;
@@ -263,6 +264,7 @@ const FAMILIES: &[&[OpDef]] = &[
     remote::OPS,
     resize::OPS,
     rnn::OPS,
+    row_ids::OPS,
     scatter::OPS,
     select::OPS,
     sequence::OPS,
