@@ -2,14 +2,14 @@
 //!
 //! *What*: a lookup in a constant table becomes `graphtool::RemoteLookup`.
 //! *Why*: the table can then live on servers.
-//! *Needs*: `Gather` on axis 0 of an initializer, a Constant or an Identity of one, in the main graph or in any body.
+//! *Needs*: `Gather` on axis 0, or `graphtool::Lookup`, of an initializer, a Constant or an Identity of one, in the main graph or in any body.
 //! *Leaves alone*: tables that anything else reads, that are given back, that a caller can override, or that the selection
 //! does not name; each lookup that stays is reported with its reason.
 
 use super::report::{LookupRemark, TableTaken};
 use super::{Changed, Pass, PassError, Report};
 use crate::ir::{Graph, Kind, Model, Names, NodeId, OpName, Output, Scope, Type, ValueId};
-use crate::ops::remote::{DOMAIN, LookupSpec, Negative, TableSpec};
+use crate::ops::remote::{DOMAIN, LookupSpec, Negative, TableSpec, lookup_rules};
 use crate::tensor::Tensor;
 use std::collections::HashMap;
 
@@ -157,6 +157,11 @@ fn constant_behind<'g>(graph: &'g Graph, scope: Option<&Scope<'g>>, v: ValueId) 
     }
 }
 
+/// Whether it is a lookup by rules of its own.
+fn is_local(op: &OpName) -> bool {
+    &*op.domain == DOMAIN && &*op.name == "Lookup"
+}
+
 /// Whether a constant can be a table: two dims or more, or numbers that are no shape.
 fn is_table(t: &Tensor) -> bool {
     t.rank() >= 2 || (t.rank() == 1 && t.dtype().is_float())
@@ -211,6 +216,12 @@ impl Survey {
         let table = self.table(&key, tensor);
         let mut found = Lookup { node: label.clone(), op: op.to_string(), table: table_name, key: None, reason: None };
         let lookup_op = matches!(&*op.name, "Gather" | "GatherND" | "GatherElements" | "GatherBlockQuantized" | "EmbedLayerNormalization");
+        if is_local(op) && operand == 0 {
+            table.lookups += 1;
+            found.key = Some(key);
+            self.lookups.push(found);
+            return;
+        }
         if op.is("Gather") && operand == 0 {
             let axis = node.attrs.int_or("axis", 0).unwrap_or(0);
             if axis == 0 || axis == -(tensor.rank() as i64) {
@@ -248,16 +259,19 @@ fn rewrite(graph: &mut Graph, scope: Option<&Scope>, tables: &HashMap<Key, Table
     let mut found = Vec::new();
     for &id in graph.ops() {
         let node = graph.node(id);
-        let Some(data) = node.op().filter(|op| op.is("Gather")).and_then(|_| node.input(0)) else { continue };
+        let Some(data) = node.op().filter(|op| op.is("Gather") || is_local(op)).and_then(|_| node.input(0)) else { continue };
         let Some((key, tensor)) = constant_behind(graph, scope, data) else { continue };
         let (Some(ids), true) = (node.input(1), tables.contains_key(&key)) else { continue };
+        let local = node.op().is_some_and(is_local);
+        let rules = if local { lookup_rules(&node.attrs) } else { Ok((Negative::Wrap, None)) };
+        let (negative, padding) = rules.map_err(|e| PassError::Call(format!("node \"{}\": {e}", node.label())))?;
         let spec = TableSpec {
             name: key.1,
             rows: tensor.shape()[0] as u64,
             dtype: tensor.dtype(),
             row_shape: tensor.shape()[1..].into(),
-            negative: Negative::Wrap,
-            padding: None,
+            negative,
+            padding,
         };
         let ty = graph.type_of(id.value(0)).cloned().or_else(|| {
             let ids = graph.type_of(ids)?.shape()?;
