@@ -20,5 +20,5 @@ pub(super) fn find(site: &Site, operand: usize, source: &Source) -> Verdict {
         return Some(Err("it has no entry for each row of the codes".into()));
     }
     let how = How::Compact { ids: 1 };
-    Some(Ok(Found { ids: node.input(1)?, axis: 0, keys: 1, how, negative: Negative::Wrap, together: true }))
+    Some(Ok(Found { ids: node.input(1)?, axis: 0, keys: 1, how, negative: Negative::Wrap, together: true, padding: None }))
 }

@@ -25,5 +25,5 @@ pub(super) fn find(site: &Site, operand: usize, source: &Source) -> Verdict {
         return Some(Err("it has no single scale".into()));
     }
     let how = How::Compact { ids: operand_of_ids };
-    Some(Ok(Found { ids: node.input(operand_of_ids)?, axis: 0, keys: 1, how, negative: Negative::Error, together: false }))
+    Some(Ok(Found { ids: node.input(operand_of_ids)?, axis: 0, keys: 1, how, negative: Negative::Error, together: false, padding: None }))
 }

@@ -32,5 +32,5 @@ fn rows(site: &Site, source: &Source) -> Option<Found> {
         return None;
     }
     let ids = column.input(0)?;
-    Some(Found { ids, axis: 0, keys: 1, how: How::Expanded { shape }, negative: Negative::Wrap, together: false })
+    Some(Found { ids, axis: 0, keys: 1, how: How::Expanded { shape }, negative: Negative::Wrap, together: false, padding: None })
 }

@@ -22,7 +22,7 @@ pub(super) fn find(site: &Site, operand: usize, source: &Source) -> Verdict {
         return Some(Err(format!("its indices have {keys} parts, the table {} dims", shape.len())));
     }
     let dims = shape[..keys].iter().map(|&d| d as i64).collect();
-    Some(Ok(Found { ids, axis: 0, keys, how: How::Stacked { dims }, negative: Negative::Wrap, together: false }))
+    Some(Ok(Found { ids, axis: 0, keys, how: How::Stacked { dims }, negative: Negative::Wrap, together: false, padding: None }))
 }
 
 /// The last dim of a value, from its type or from the op that makes it.
@@ -42,9 +42,7 @@ fn last_dim(site: &Site, v: ValueId) -> Option<usize> {
             };
             (axes == [-1]).then_some(1)
         }
-        "Concat" if node.attrs.int("axis").ok()? == Some(-1) => {
-            node.inputs().iter().map(|v| last_dim(site, (*v)?)).sum()
-        }
+        "Concat" if node.attrs.int("axis").ok()? == Some(-1) => node.inputs().iter().map(|v| last_dim(site, (*v)?)).sum(),
         _ => None,
     }
 }

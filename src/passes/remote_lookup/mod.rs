@@ -12,6 +12,7 @@ mod embed;
 mod gather;
 mod gather_elements;
 mod gather_nd;
+mod local;
 mod one_hot;
 mod rewrite;
 mod source;
@@ -87,6 +88,8 @@ struct Found {
     negative: Negative,
     /// All tables of the node move or none.
     together: bool,
+    /// The id that gives zeros.
+    padding: Option<i64>,
 }
 
 /// What a rule says of a node and a table that it reads: nothing, a lookup, or a lookup that stays and why.
@@ -94,7 +97,7 @@ type Verdict = Option<Result<Found, String>>;
 
 type Rule = fn(&Site, usize, &Source) -> Verdict;
 
-const RULES: &[Rule] = &[blocks::find, embed::find, gather::find, gather_elements::find, gather_nd::find, one_hot::find];
+const RULES: &[Rule] = &[blocks::find, embed::find, gather::find, gather_elements::find, gather_nd::find, local::find, one_hot::find];
 
 fn verdict(site: &Site, operand: usize, source: &Source) -> Verdict {
     let found = RULES.iter().find_map(|rule| rule(site, operand, source))?;

@@ -36,7 +36,7 @@ pub(super) fn graph(graph: &mut Graph, scope: Option<&Scope>, tables: &HashMap<K
                 dtype: tensor.dtype(),
                 row_shape: layout.row.as_slice().into(),
                 negative: found.negative,
-                padding: None,
+                padding: found.padding,
             };
             jobs.push(Job { id, operand, found, spec, after });
         }
