@@ -128,7 +128,11 @@ fn a_bag_in_a_loop_asks_once_and_empty_bags_are_what_the_graph_makes_of_them() {
 
 #[test]
 fn a_bag_looked_up_before_its_loop_takes_zeros_for_an_empty_bag() {
-    let modes = [("Sum", [10.0, 12.0, 0.0, 0.0, 50.0, 52.0]), ("Mean", [5.0, 6.0, 0.0, 0.0, 25.0, 26.0]), ("Max", [10.0, 11.0, 0.0, 0.0, 30.0, 31.0])];
+    let modes = [
+        ("Sum", [10.0, 12.0, 0.0, 0.0, 50.0, 52.0]),
+        ("Mean", [5.0, 6.0, 0.0, 0.0, 25.0, 26.0]),
+        ("Max", [10.0, 11.0, 0.0, 0.0, 30.0, 31.0]),
+    ];
     for (mode, right) in modes {
         let body = format!(
             "{T}
@@ -203,10 +207,9 @@ fn several_tables_with_several_lookups_each_are_one_question() {
 fn names_that_are_taken_are_left_to_their_owners() {
     let text = |extra: &str, outputs: &str| {
         let body = format!("{T}\n{extra}  a = Gather(T, i) {{axis=1}} # look\n  b = GatherND(T, k)\n  p = Transpose(a)\n  y = Add(p, b)");
-        graph(13, &format!("(i: int64[n], k: int64[n,1]) -> (y{outputs})"), &body).replace("(T, i)", "(U, i)").replace(
-            "param T",
-            "param U: float32[2,4] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]\n  param T",
-        )
+        graph(13, &format!("(i: int64[n], k: int64[n,1]) -> (y{outputs})"), &body)
+            .replace("(T, i)", "(U, i)")
+            .replace("param T", "param U: float32[2,4] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]\n  param T")
     };
     let inputs = [("i", ints(&[2], &[1, 3])), ("k", ints(&[2, 1], &[3, -4]))];
     let first = check(&text("", ""), &inputs);
@@ -278,7 +281,6 @@ fn tied_weights_stay_with_their_reason_or_are_served_and_kept() {
     assert_eq!(stays.reasons(), ["it is also read by Transpose \"head\""]);
     let kept = check_with(&text, &inputs, true);
     assert_eq!((kept.remote(), kept.values.as_slice()), (1, [11.0, 221.0, 431.0, 641.0].as_slice()));
-
 }
 
 #[test]

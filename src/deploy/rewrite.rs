@@ -3,7 +3,10 @@
 use super::{DeployError, ORIGINAL, WORKER, dir_error, is_deployment};
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External, to_file};
 use crate::ir::{Constant, Model, fingerprint};
-use crate::passes::{AllReduce, DeadCode, FoldConstants, HoistLookups, InlineFunctions, MergeLookups, PartitionParams, Pipeline, RemoteLookup, Report, Selection, hidden_in_functions};
+use crate::passes::{
+    AllReduce, DeadCode, FoldConstants, HoistLookups, InlineFunctions, MergeLookups, PartitionParams, Pipeline, RemoteLookup, Report,
+    Selection, hidden_in_functions,
+};
 use crate::plan::{FORMAT_VERSION, Layout, Manifest, Mode, TableSize, plan};
 use crate::store::{checksum, write_table};
 use crate::tensor::Tensor;

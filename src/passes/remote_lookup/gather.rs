@@ -19,7 +19,9 @@ pub(super) fn find(site: &Site, operand: usize, source: &Source) -> Verdict {
     let dtype = source.tensor.dtype();
     let shape = site.graph.type_of(ids).and_then(|t| t.shape());
     Some(match shape {
-        _ if !whole_bytes(dtype, &[1]) || dtype.bits() < 8 => Err(format!("it reads axis {axis} of elements of {dtype}, which are no whole bytes")),
+        _ if !whole_bytes(dtype, &[1]) || dtype.bits() < 8 => {
+            Err(format!("it reads axis {axis} of elements of {dtype}, which are no whole bytes"))
+        }
         Some(dims) => Ok(Found { how: How::Moved { at: axis, rank: dims.len() }, ..found }),
         None => Err(format!("it reads axis {axis}, and the rank of its ids is not known")),
     })

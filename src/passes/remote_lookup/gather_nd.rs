@@ -42,9 +42,7 @@ fn last_dim(site: &Site, v: ValueId) -> Option<usize> {
             };
             (axes == [-1]).then_some(1)
         }
-        "Concat" if node.attrs.int("axis").ok()? == Some(-1) => {
-            node.inputs().iter().map(|v| last_dim(site, (*v)?)).sum()
-        }
+        "Concat" if node.attrs.int("axis").ok()? == Some(-1) => node.inputs().iter().map(|v| last_dim(site, (*v)?)).sum(),
         _ => None,
     }
 }

@@ -23,12 +23,8 @@ fn depth(scope: Option<&Scope>) -> usize {
 /// The constant behind a value, if there is one.
 pub(super) fn source<'g>(graph: &'g Graph, scope: Option<&Scope<'g>>, v: ValueId) -> Option<Source> {
     let node = graph.node(v.node);
-    let constant = |t: &Tensor| Source {
-        key: (depth(scope), graph.name_of(v).to_owned()),
-        tensor: t.clone(),
-        after: Vec::new(),
-        foreign: false,
-    };
+    let constant =
+        |t: &Tensor| Source { key: (depth(scope), graph.name_of(v).to_owned()), tensor: t.clone(), after: Vec::new(), foreign: false };
     match &node.kind {
         Kind::Param(c) | Kind::Input(Some(c)) => return Some(constant(&c.tensor)),
         Kind::Capture => {

@@ -52,7 +52,8 @@ impl Survey {
             for (operand, v) in node.inputs().iter().enumerate() {
                 let Some(source) = v.and_then(|v| source(graph, scope, v)).filter(|s| is_table(&s.tensor)) else { continue };
                 // What only passes a table on is no reader; whoever reads it then is.
-                let passed = operand == 0 && view_of(graph, id.value(0)).is_some() && super::source::source(graph, scope, id.value(0)).is_some();
+                let passed =
+                    operand == 0 && view_of(graph, id.value(0)).is_some() && super::source::source(graph, scope, id.value(0)).is_some();
                 if !passed && let Some(key) = self.reader(&site, operand, source) {
                     group.push(key);
                 }
