@@ -210,8 +210,9 @@ fn run_gemm(gemm: &Gemm, args: &Args) -> Result<Tensor, OpError> {
         return dispatch_int!(a.dtype(), T => gemm_int::<T>(gemm, a, b, c, &plan), other => invalid!("expected numbers, found {other}"));
     }
     let (x, c) = (util::widen(a)?, c.filter(|_| gemm.beta != 0.0).map(util::widen).transpose()?);
-    let (y, trans_b) = match &gemm.prepared {
-        Some(b) => (b.clone(), false),
+    // Whether an operand is a constant must not change a bit: it is laid out alike.
+    let (y, trans_b) = match gemm.prepared.clone().or_else(|| prepare(b, gemm.trans.1)) {
+        Some(b) => (b, false),
         None => (util::widen(b)?, gemm.trans.1),
     };
     let out = dispatch_wide!(x.dtype(), T => gemm_float::<T>(gemm, &x, (&y, trans_b), c.as_ref(), plan)?);

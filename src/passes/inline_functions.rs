@@ -157,7 +157,22 @@ mod tests {
         }"#;
         let (text, remarks) = check(text);
         assert_eq!(remarks, Vec::<String>::new());
-        insta::assert_snapshot!(text, @"");
+        insta::assert_snapshot!(text, @r#"
+        model ir_version=8 opset=[""=17, "my"=1]
+        graph g(i: int64[2], c: bool[]) -> (y, z) {
+          param A: float32[2,1] = [1.0, 2.0]
+          param B: float32[2,1] = [3.0, 4.0]
+          t_3 = Gather(A, i)
+          y = Relu(t_3)
+          z = If(c) {then_branch=graph t() -> (u) {
+              t_1 = Gather(B, i)
+              u = Relu(t_1)
+            }, else_branch=graph e() -> (v) {
+              t_2 = Gather(A, i)
+              v = Relu(t_2)
+            }}
+        }
+        "#);
     }
 
     #[test]
@@ -174,6 +189,11 @@ mod tests {
           t = my::G(x)
           y = my::F(t)
         }"#;
-        insta::assert_debug_snapshot!(check(text).1, @"");
+        insta::assert_debug_snapshot!(check(text).1, @r#"
+        [
+            "calls of function \"F\" stay: it calls itself",
+            "calls of function \"G\" stay: its body is of opset 13 of ai.onnx, the model of 17",
+        ]
+        "#);
     }
 }

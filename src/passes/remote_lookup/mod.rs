@@ -13,6 +13,7 @@ mod gather;
 mod gather_elements;
 mod gather_nd;
 mod local;
+mod loop_state;
 mod one_hot;
 mod rewrite;
 mod source;
@@ -97,7 +98,8 @@ type Verdict = Option<Result<Found, String>>;
 
 type Rule = fn(&Site, usize, &Source) -> Verdict;
 
-const RULES: &[Rule] = &[blocks::find, embed::find, gather::find, gather_elements::find, gather_nd::find, local::find, one_hot::find];
+const RULES: &[Rule] =
+    &[blocks::find, embed::find, gather::find, gather_elements::find, gather_nd::find, local::find, loop_state::find, one_hot::find];
 
 fn verdict(site: &Site, operand: usize, source: &Source) -> Verdict {
     let found = RULES.iter().find_map(|rule| rule(site, operand, source))?;

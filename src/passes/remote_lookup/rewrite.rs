@@ -67,7 +67,8 @@ pub(super) fn graph(graph: &mut Graph, scope: Option<&Scope>, tables: &HashMap<K
 /// An op with one output, named after the node that it is for.
 fn step(edit: &mut Edit, id: NodeId, op: OpName, suffix: &str, inputs: &[ValueId], attrs: Attrs) -> ValueId {
     let name = format!("{}_{suffix}", edit.graph().name_of(id.value(0)));
-    edit.add(op, &name, inputs.iter().map(|v| Some(*v)), [Output::new(name.clone(), None)], attrs, Some(id)).value(0)
+    let output = Output::new(name.clone(), None);
+    edit.add(op, &format!("{name}/node"), inputs.iter().map(|v| Some(*v)), [output], attrs, Some(id)).value(0)
 }
 
 /// All ids in one row, and the places of their rows in their shape.
@@ -82,10 +83,7 @@ fn rows(edit: &mut Edit, job: &Job, ids: ValueId, ty: Option<Type>) -> ValueId {
     let graph = edit.graph();
     let compact = matches!(job.found.how, How::Compact { .. });
     let name = if compact { format!("{}_{}", graph.node(job.id).name, job.operand) } else { graph.node(job.id).name.clone() };
-    let hint = match &ty {
-        _ if compact => format!("{}_rows", job.spec.name),
-        _ => graph.name_of(job.id.value(0)).to_owned(),
-    };
+    let hint = if compact { format!("{}_rows", job.spec.name) } else { graph.name_of(job.id.value(0)).to_owned() };
     let attrs = LookupSpec { tables: vec![job.spec.clone()] }.attrs();
     let op = OpName::new(DOMAIN, "RemoteLookup");
     let mut value = edit.add(op, &name, [Some(ids)], [Output::new(hint, ty)], attrs, Some(job.id)).value(0);
@@ -130,7 +128,10 @@ fn result_type(graph: &Graph, job: &Job, ids: Option<ValueId>) -> Option<Type> {
     if !job.after.is_empty() {
         return None;
     }
-    graph.type_of(job.id.value(0)).cloned().or_else(|| {
+    let result = job.id.value(0);
+    graph.type_of(result).cloned().or_else(|| {
+        // The interface states what it states.
+        let ids = ids.filter(|_| !graph.is_output(result));
         let ids = graph.type_of(ids?)?.shape()?;
         let row = job.spec.row_shape.iter().map(|&d| Dim::Known(d));
         Some(Type::tensor(job.spec.dtype, ids.iter().cloned().chain(row)))
