@@ -47,15 +47,14 @@ impl Linear {
 }
 
 /// How many scores a classifier gives.
-fn columns(attrs: &Attrs, targets: usize, labels: &Labels) -> Result<usize, OpError> {
-    let splits = targets == 1 && labels.len() == 2 && Post::read(attrs)? != Post::Probit;
-    Ok(if splits { 2 } else { targets })
+fn columns(targets: usize, labels: &Labels) -> usize {
+    if targets == 1 && labels.len() == 2 { 2 } else { targets }
 }
 
 pub(super) fn infer_classifier(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let labels = Labels::read(cx.op.attrs, "classlabels_ints")?;
     let linear = Linear::read(cx.op.attrs, None)?;
-    let columns = columns(cx.op.attrs, linear.targets, &labels)?;
+    let columns = columns(linear.targets, &labels);
     Ok(vec![Fact::tensor(labels.dtype(), [rows_dim(cx)?]), infer_columns(cx, Some(columns))?])
 }
 
@@ -63,7 +62,7 @@ pub(super) fn build_classifier(cx: &OpCtx) -> Result<Kernel, OpError> {
     let labels = Labels::read(cx.attrs, "classlabels_ints")?;
     let linear = Linear::read(cx.attrs, None)?;
     let post = Post::read(cx.attrs)?;
-    let columns = columns(cx.attrs, linear.targets, &labels)?;
+    let columns = columns(linear.targets, &labels);
     let second = if labels.len() == 2 { Second::Complement } else { Second::No };
     Ok(Box::new(move |args| {
         let x = Rows::read(&args)?;

@@ -65,18 +65,14 @@ impl Post {
 
     /// Transforms a row of scores. One score alone is only changed by the probit, unless a second one is made of it.
     pub fn apply(self, scores: &mut Vec<f64>, second: Second) {
-        if scores.len() == 1 {
-            let s = scores[0];
-            match (self, second) {
-                (Post::Probit, _) => scores[0] = probit(s),
-                (_, Second::No) => {}
-                (_, Second::Complement) => *scores = vec![1.0 - s, s],
-                (_, Second::Negative) => {
-                    *scores = vec![-s, s];
-                    self.spread(scores);
-                }
-            }
-            return;
+        if let ([s], true) = (&scores[..], second != Second::No || self != Post::Probit) {
+            let s = *s;
+            *scores = match (self, second) {
+                (_, Second::No) => return,
+                (Post::None, Second::Complement) => vec![1.0 - s, s],
+                (Post::Probit, _) => vec![1.0 - s, s],
+                _ => vec![-s, s],
+            };
         }
         self.spread(scores);
     }
@@ -156,9 +152,13 @@ impl Labels {
         }
     }
 
-    /// The names of chosen classes; a class without a name is its number.
+    /// The names of chosen classes; a class without a name is its number. A name alone is that of the second class.
     fn of(&self, classes: &[usize]) -> Tensor {
         match self {
+            Labels::Ints(l) if l.len() == 1 => Tensor::vector(classes.iter().map(|&c| if c == 1 { l[0] } else { c as i64 }).collect()),
+            Labels::Strings(l) if l.len() == 1 => {
+                Tensor::vector(classes.iter().map(|&c| if c == 1 { l[0].clone() } else { c.to_string() }).collect())
+            }
             Labels::Ints(l) => Tensor::vector(classes.iter().map(|&c| l.get(c).copied().unwrap_or(c as i64)).collect()),
             Labels::Strings(l) => Tensor::vector(classes.iter().map(|&c| l.get(c).cloned().unwrap_or_else(|| c.to_string())).collect()),
         }

@@ -142,11 +142,7 @@ impl Classifier {
         let mut second = Second::No;
         if self.rho.len() == 1 {
             if self.labels.len() == 2 {
-                second = if self.prob.is_none() && self.post == Post::None { Second::Negative } else { Second::Complement };
-                let positive = self.coefficients.iter().all(|&c| c >= 0.0);
-                if self.prob.is_none() && positive && weight >= 0.5 {
-                    class = 1;
-                }
+                second = Second::Negative;
             } else {
                 class = usize::from(weight > 0.0);
             }
@@ -197,7 +193,7 @@ impl Classifier {
     /// How many scores a row has.
     fn columns(&self) -> usize {
         let n = if self.prob.is_some() || self.count == 0 { self.classes } else { self.classes * (self.classes - 1) / 2 };
-        if n == 1 && self.rho.len() == 1 && self.labels.len() == 2 && self.post != Post::Probit { 2 } else { n }
+        if n == 1 && self.rho.len() == 1 && self.labels.len() == 2 { 2 } else { n }
     }
 }
 

@@ -168,13 +168,6 @@ impl Classifier {
         })
     }
 
-    /// How many scores a row has.
-    fn columns(&self) -> usize {
-        // A single score is not split by the probit.
-        let one = self.binary && !self.second && self.base.len() < 2 && self.post == Post::Probit;
-        if one { 1 } else { self.classes }
-    }
-
     fn run(&self, x: &[f64]) -> (usize, Vec<f64>) {
         let found = self.trees.scores(x, self.classes, Aggregate::Sum);
         let base = |i: usize| self.base.get(i).copied().unwrap_or(0.0);
@@ -203,7 +196,7 @@ impl Classifier {
 
 pub(super) fn infer_classifier(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let c = Classifier::read(cx.op.attrs)?;
-    Ok(vec![Fact::tensor(c.labels.dtype(), [rows_dim(cx)?]), infer_columns(cx, Some(c.columns()))?])
+    Ok(vec![Fact::tensor(c.labels.dtype(), [rows_dim(cx)?]), infer_columns(cx, Some(c.classes))?])
 }
 
 pub(super) fn build_classifier(cx: &OpCtx) -> Result<Kernel, OpError> {
@@ -213,6 +206,6 @@ pub(super) fn build_classifier(cx: &OpCtx) -> Result<Kernel, OpError> {
         if x.features < c.trees.features() {
             invalid!("input 0: expected {} features or more, found {}", c.trees.features(), x.features);
         }
-        classify(x.rows, c.columns(), &c.labels, |i| Ok(c.run(x.row(i))))
+        classify(x.rows, c.classes, &c.labels, |i| Ok(c.run(x.row(i))))
     }))
 }
