@@ -112,7 +112,7 @@ fn build_flex(cx: &OpCtx) -> Result<Kernel, OpError> {
     }))
 }
 
-fn run<T: rows::FastExp + Real>(spec: &Spec, args: &Args) -> Result<Tensor, OpError> {
+fn run<T: Real>(spec: &Spec, args: &Args) -> Result<Tensor, OpError> {
     let (q, k, v) = (args.tensor(0)?, args.tensor(1)?, args.tensor(2)?);
     let (&[b, h, l, e], &[bk, hk, s, ek], &[bv, hv, sv, w]) = (&q.shape()[..], &k.shape()[..], &v.shape()[..]) else {
         invalid!("expected rank 4, found shapes {}, {} and {}", q.shape(), k.shape(), v.shape())

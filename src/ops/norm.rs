@@ -158,14 +158,16 @@ pub(super) fn normalize_rows<T: Real>(
     let count = x.len().checked_div(len).unwrap_or(0);
     let mut stats = vec![(T::ZERO, T::ZERO); count];
     let each = |i: usize, row: &mut [T], stat: &mut (T, T)| {
-        let (mean, var) = if rms { (T::ZERO, rows::sum_by(row, |v| v * v) / T::from_f64(len as f64)) } else { rows::moments(row) };
-        let inv = T::ONE / (var + epsilon).sqrt();
-        *stat = (mean, inv);
-        match (scale.row(i, len), bias.row(i, len)) {
-            (Some(s), Some(b)) => row.iter_mut().zip(s).zip(b).for_each(|((v, &s), &b)| *v = (*v - mean) * inv * s + b),
-            (Some(s), None) => row.iter_mut().zip(s).for_each(|(v, &s)| *v = (*v - mean) * inv * s),
-            (None, _) => row.iter_mut().for_each(|v| *v = (*v - mean) * inv),
-        }
+        rows::simd(|| {
+            let (mean, var) = if rms { (T::ZERO, rows::sum_by(row, |v| v * v) / T::from_f64(len as f64)) } else { rows::moments(row) };
+            let inv = T::ONE / (var + epsilon).sqrt();
+            *stat = (mean, inv);
+            match (scale.row(i, len), bias.row(i, len)) {
+                (Some(s), Some(b)) => row.iter_mut().zip(s).zip(b).for_each(|((v, &s), &b)| *v = (*v - mean) * inv * s + b),
+                (Some(s), None) => row.iter_mut().zip(s).for_each(|(v, &s)| *v = (*v - mean) * inv * s),
+                (None, _) => row.iter_mut().for_each(|v| *v = (*v - mean) * inv),
+            }
+        })
     };
     if x.len() < 2 * util::GRAIN {
         x.chunks_mut(len.max(1)).zip(&mut stats).enumerate().for_each(|(i, (row, s))| each(i, row, s));

@@ -1,5 +1,6 @@
 //! Reductions along axes.
 
+use super::gemm::Real;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, one, rows, util};
 use crate::ir::Dim;
 use crate::tensor::{DType, Element, Number, Shape, Tensor, cast};
@@ -178,7 +179,7 @@ fn plain<T: Number>(lanes: &Lanes, how: How) -> Result<Tensor, OpError> {
     Ok(Tensor::vector(out))
 }
 
-fn rooted_reduce<T: rows::FastExp>(lanes: &Lanes, how: How) -> Result<Tensor, OpError> {
+fn rooted_reduce<T: Real>(lanes: &Lanes, how: How) -> Result<Tensor, OpError> {
     let x = lanes.data.as_slice::<T>()?;
     let out: Vec<T> = match how {
         How::L2 => fold(x, lanes, T::ZERO, |v| v * v, <T as Number>::add).into_iter().map(|s| s.sqrt()).collect(),
@@ -223,11 +224,11 @@ fn fold<T: Number>(
         let row = |i: usize, o: &mut T| {
             let row = &x[i * len..][..len];
             *o = if len <= PIECE {
-                rows::fold(row, init, map, combine)
+                rows::simd(|| rows::fold(row, init, map, combine))
             } else {
                 let mut parts = vec![init; len.div_ceil(PIECE)];
                 util::chunks_in_parallel(&mut parts, 1, 1, &|p, o| {
-                    o[0] = rows::fold(&row[p * PIECE..len.min((p + 1) * PIECE)], init, map, combine)
+                    o[0] = rows::simd(|| rows::fold(&row[p * PIECE..len.min((p + 1) * PIECE)], init, map, combine))
                 });
                 parts.into_iter().fold(init, combine)
             }
@@ -246,7 +247,7 @@ fn fold<T: Number>(
             part.fill(init);
             for r in from..len.min(from + ROWS) {
                 let row = &x[(block * len + r) * inner + at..][..width];
-                part.iter_mut().zip(row).for_each(|(p, &v)| *p = combine(*p, map(v)));
+                rows::simd(|| part.iter_mut().zip(row).for_each(|(p, &v)| *p = combine(*p, map(v))));
             }
             out.iter_mut().zip(&part).for_each(|(o, &p)| *o = combine(*o, p));
         }
