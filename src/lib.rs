@@ -13,4 +13,4 @@ pub mod passes;
 pub mod plan;
 pub mod store;
 pub mod tensor;
-pub mod wire;
+mod wire;

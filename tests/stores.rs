@@ -245,7 +245,7 @@ async fn answers_that_are_made_while_they_are_sent_are_the_same() {
         let connect = ConnectOptions { dedup: Dedup::Never, ..options() };
         let store = store::connect(manifest.clone(), &endpoints(&running), connect).await.unwrap();
         let ids = |table: usize, n: u64| (0..n).map(|i| (i * 17 + i / 300) % store.tables()[table].rows).collect::<Vec<u64>>();
-        let queries = [(0, 70_001), (1, 9), (2, 5_003), (3, 20_001), (0, 1)].map(|(t, n)| query(t, &ids(t, n)));
+        let queries = [(0, 700_001), (1, 19), (2, 25_003), (3, 120_001), (0, 1)].map(|(t, n)| query(t, &ids(t, n)));
         let rows = store.lookup(queries.to_vec()).await.unwrap();
         for (q, r) in queries.iter().zip(rows) {
             assert!(r == expected(&sources[q.table].values, &q.ids), "{} over {servers}", sources[q.table].name);

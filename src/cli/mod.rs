@@ -1,7 +1,9 @@
 //! The command line: one file per command. The only place that prints and reads the environment.
 
+mod bench;
 mod check;
 mod compare;
+mod diff;
 mod dump;
 mod inspect;
 mod launch;
@@ -33,8 +35,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(bench::Args),
     Check(check::Args),
     Compare(compare::Args),
+    Diff(diff::Args),
     Dump(dump::Args),
     Inspect(inspect::Args),
     Launch(launch::Args),
@@ -108,8 +112,10 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
+        Command::Bench(a) => bench::run(a),
         Command::Check(a) => check::run(a),
         Command::Compare(a) => compare::run(a),
+        Command::Diff(a) => diff::run(a),
         Command::Dump(a) => dump::run(a),
         Command::Inspect(a) => inspect::run(a),
         Command::Launch(a) => launch::run(a),

@@ -37,6 +37,9 @@ pub(super) struct Options {
     /// Tables of fewer bytes stay in the model
     #[arg(long, default_value = "64KiB", value_parser = size::parse, value_name = "SIZE")]
     min_bytes: u64,
+    /// Serve tables that have other readers too (tied weights), and keep them in the model for those
+    #[arg(long)]
+    keep_shared: bool,
     /// Combine an output over all workers: sum, mean, max or min
     #[arg(long, value_name = "OUTPUT=OP")]
     all_reduce: Vec<String>,
@@ -76,7 +79,7 @@ impl Options {
         Ok(RewriteOptions {
             shards: self.shards.max(at_least),
             mode,
-            selection: Selection { min_bytes: self.min_bytes, names },
+            selection: Selection { min_bytes: self.min_bytes, names, keep_shared: self.keep_shared },
             all_reduce: self.all_reduce.iter().map(pair).collect::<Result<_, _>>()?,
             plan,
         })

@@ -63,9 +63,9 @@ pub(super) struct Args {
 /// What every form of a job takes.
 #[derive(clap::Args, Clone)]
 pub(super) struct JobArgs {
-    /// Samples: .npz, .csv, or a folder in the layout of ONNX's test data
-    #[arg(short, long)]
-    pub(super) input: Option<PathBuf>,
+    /// Samples: .npz, .npy, .csv, .csv.gz, or a folder in the layout of ONNX's test data; several files are read as one
+    #[arg(short, long, num_args = 1..)]
+    pub(super) input: Vec<PathBuf>,
     /// Where outputs go: .npz, .csv, or a folder
     #[arg(short, long)]
     pub(super) output: Option<PathBuf>,
@@ -306,8 +306,11 @@ fn job(
     root: bool,
 ) -> anyhow::Result<()> {
     let session = Session::new(model, options)?;
-    let Some(input) = &args.input else { return Err(usage("--input is missing")) };
-    let source = data::open(input, &input_specs(&session), &data::Options { binds: args.bind.clone(), empty: args.empty.clone() })?;
+    if args.input.is_empty() {
+        return Err(usage("--input is missing"));
+    }
+    let source =
+        data::open_all(&args.input, &input_specs(&session), &data::Options { binds: args.bind.clone(), empty: args.empty.clone() })?;
     let sink = match &args.output {
         Some(path) if root => Some(data::create(path)?),
         _ => None,

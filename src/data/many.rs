@@ -37,15 +37,18 @@ pub fn open_all(paths: &[PathBuf], inputs: &[InputSpec], options: &Options) -> R
     Ok(Box::new(Many { files, samples: Samples::Count(next) }))
 }
 
+/// One file's part of a range.
+type Piece<'a> = (&'a dyn Source, Range<usize>);
+
 impl Many {
     /// The files that a range touches, each with the range inside it; an empty range touches one.
-    fn touched(&self, range: Range<usize>) -> Result<Vec<(&dyn Source, Range<usize>)>, DataError> {
+    fn touched(&self, range: Range<usize>) -> Result<Vec<Piece<'_>>, DataError> {
         if let Samples::Count(n) = self.samples
             && (range.start > range.end || range.end > n)
         {
             return Err(DataError::Bind(format!("samples {range:?} of {n} in all files")));
         }
-        let mut out: Vec<(&dyn Source, Range<usize>)> = Vec::new();
+        let mut out: Vec<Piece<'_>> = Vec::new();
         for (start, source) in &self.files {
             let Samples::Count(len) = source.samples() else { continue };
             let (from, to) = (range.start.max(*start), range.end.min(start + len));

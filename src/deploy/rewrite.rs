@@ -3,7 +3,10 @@
 use super::{DeployError, ORIGINAL, WORKER, dir_error, is_deployment};
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External, to_file};
 use crate::ir::{Constant, Model, fingerprint};
-use crate::passes::{AllReduce, DeadCode, FoldConstants, MergeLookups, PartitionParams, Pipeline, RemoteLookup, Report, Selection};
+use crate::passes::{
+    AllReduce, DeadCode, FoldConstants, HoistLookups, InlineFunctions, MergeLookups, PartitionParams, Pipeline, RemoteLookup, Report,
+    Selection, hidden_in_functions,
+};
 use crate::plan::{FORMAT_VERSION, Layout, Manifest, Mode, TableSize, plan};
 use crate::store::{checksum, write_table};
 use crate::tensor::Tensor;
@@ -63,12 +66,17 @@ pub fn rewrite(model: Model, dir: &Path, options: RewriteOptions) -> Result<Outc
     let mut original = model.clone();
     let mut model = model;
     let mut report = Report::default();
-    let pipeline = Pipeline::new()
+    let mut pipeline = Pipeline::new();
+    if hidden_in_functions(&model) {
+        pipeline = pipeline.with(InlineFunctions);
+    }
+    let pipeline = pipeline
         .with(RemoteLookup { selection: options.selection })
         .with(PartitionParams)
         .with(AllReduce { outputs: options.all_reduce })
         .with(FoldConstants::default())
         .with(DeadCode)
+        .with(HoistLookups)
         .with(MergeLookups);
     pipeline.run(&mut model, &mut report)?;
     let sizes = sizes(&report);
@@ -97,10 +105,12 @@ pub fn rewrite(model: Model, dir: &Path, options: RewriteOptions) -> Result<Outc
         }
         files.insert(name.to_owned(), checksum(&path).map_err(io(&path))?);
     }
+    // Of the graph as it is read back: that is what every process of a job compares.
+    let written = crate::formats::load(&tmp.join(WORKER))?;
     let mut manifest = Manifest {
         format_version: FORMAT_VERSION,
         plan_id: String::new(),
-        fingerprint: fingerprint(&model),
+        fingerprint: fingerprint(&written),
         shards: layout.shards,
         files,
         tables,

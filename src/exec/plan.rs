@@ -345,7 +345,8 @@ fn fold(kernel: &Kernel, plan: &Plan, inputs: &[Option<Source>]) -> Option<ops::
 /// Whether all readers of a constant read its bytes as they lie, so that a mapped table is never copied.
 fn only_by_bytes(graph: &Graph, id: NodeId) -> bool {
     let uses = graph.uses(id.value(0));
-    !uses.is_empty() && uses.iter().all(|u| u.operand == Some(0) && graph.node(u.node).op().is_some_and(|op| op.is("Gather")))
+    let lookup = |op: &OpName| op.is("Gather") || (&*op.domain == ops::remote::DOMAIN && &*op.name == "Lookup");
+    !uses.is_empty() && uses.iter().all(|u| u.operand == Some(0) && graph.node(u.node).op().is_some_and(lookup))
 }
 
 /// Operators in the order in which they start: those that lookups wait for and the lookups, then those that wait for no

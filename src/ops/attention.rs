@@ -31,6 +31,9 @@ pub(super) const OPS: &[OpDef] = &[
         .kernel(build_rotary),
 ];
 
+/// Heads that an attribute may state.
+pub(super) const MAX_HEADS: i64 = 1 << 16;
+
 /// The vectors of a query, key or value, wherever batch, head and position lie.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a, T> {
@@ -62,13 +65,16 @@ impl<'a, T> Heads<'a, T> {
     }
 }
 
+/// Adds the bias of a row of scores: `(batch, head, position, row)`.
+pub(super) type FillBias<'a, T> = dyn Fn(usize, usize, usize, &mut [T]) + Sync + 'a;
+
 /// What a score passes through.
 pub(super) struct Scores<'a, T> {
     pub scale: T,
     /// Scores are squeezed to this bound where it is above 0.
     pub softcap: T,
     /// Fills the additive bias of a row: `(batch, head, position, row)`; negative infinity hides a key.
-    pub bias: &'a (dyn Fn(usize, usize, usize, &mut [T]) + Sync),
+    pub bias: &'a FillBias<'a, T>,
     /// Which stage of the scores is given back: raw, capped, biased, softmax.
     pub keep: Option<i64>,
     /// A number per head that joins the denominator of the softmax.
@@ -226,9 +232,9 @@ struct Spec {
 
 fn head_counts(cx: &OpCtx) -> Result<Option<(usize, usize)>, OpError> {
     match (cx.attrs.int("q_num_heads")?, cx.attrs.int("kv_num_heads")?) {
-        (Some(q), Some(kv)) if q > 0 && kv > 0 => Ok(Some((q as usize, kv as usize))),
+        (Some(q), Some(kv)) if (1..=MAX_HEADS).contains(&q) && (1..=MAX_HEADS).contains(&kv) => Ok(Some((q as usize, kv as usize))),
         (None, None) => Ok(None),
-        (q, kv) => invalid!("q_num_heads and kv_num_heads must be above 0, found {q:?} and {kv:?}"),
+        (q, kv) => invalid!("q_num_heads and kv_num_heads must be in 1..={MAX_HEADS}, found {q:?} and {kv:?}"),
     }
 }
 
@@ -238,7 +244,7 @@ fn infer_attention(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let total = match (cx.shape(1), cx.has(4)) {
         (Some(k), false) if k.len() >= 3 => k[k.len() - 2].clone(),
         (Some(k), true) if k.len() >= 3 => match (k[k.len() - 2].known(), cx.shape(4).and_then(|p| p.get(2)?.known())) {
-            (Some(a), Some(b)) => Dim::Known(a + b),
+            (Some(a), Some(b)) => a.checked_add(b).map_or(Dim::Unknown, Dim::Known),
             _ => Dim::Unknown,
         },
         _ => Dim::Unknown,
@@ -256,7 +262,11 @@ fn infer_attention(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
             Some(vec![b.clone(), h.clone(), s.clone(), total.clone()]),
         ),
         (Some([b, s, _]), v, Some((n, _))) => (
-            Some(vec![b.clone(), s.clone(), v.and_then(|v| v[3].known()).map_or(Dim::Unknown, |w| Dim::Known(w * n))]),
+            Some(vec![
+                b.clone(),
+                s.clone(),
+                v.and_then(|v| v[3].known()).map_or(Dim::Unknown, |w| w.checked_mul(n).map_or(Dim::Unknown, Dim::Known)),
+            ]),
             Some(vec![b.clone(), Dim::Known(n), s.clone(), total.clone()]),
         ),
         (Some(s), ..) if !(3..=4).contains(&s.len()) => invalid!("expected rank 3 or 4, found {}", s.len()),
@@ -341,8 +351,10 @@ fn run_attention<T: rows::FastExp>(spec: &Spec, args: &Args) -> Result<Outputs, 
     let target = [q_shape[0], q_shape[1], q_shape[2], total];
     let mask = args.opt(3)?.map(|m| Mask::<T>::new(m, target)).transpose()?;
     let valid = args.opt_ints(6)?;
-    if valid.as_ref().is_some_and(|v| v.len() != q_shape[0]) {
-        invalid!("expected {} lengths of keys, found {}", q_shape[0], valid.map_or(0, |v| v.len()));
+    if let Some(v) = &valid
+        && (v.len() != q_shape[0] || v.iter().any(|&n| usize::try_from(n).map_or(true, |n| n > total)))
+    {
+        invalid!("expected {} lengths of at most {total} keys, found {v:?}", q_shape[0]);
     }
     let bias = |b: usize, h: usize, at: usize, row: &mut [T]| {
         if let Some(mask) = &mask {
@@ -452,7 +464,7 @@ fn rotate_as<T: Real>(rotary: &Rotary, x: &Tensor, cos: &Tensor, sin: &Tensor, p
         let row = match positions {
             Positions::PerToken => (b * len + l) as i64,
             Positions::Given(p) if p.len() == batch * len => p[b * len + l],
-            Positions::Given(p) if p.len() == 1 => p[0] + l as i64,
+            Positions::Given(p) if p.len() == 1 => p[0].saturating_add(l as i64),
             Positions::Given(p) => invalid!("expected {} positions, found {}", batch * len, p.len()),
         };
         match usize::try_from(row).ok().filter(|&r| r < table_rows) {

@@ -26,9 +26,11 @@ mod control;
 mod conv;
 mod cumulative;
 mod einsum;
+mod flex_attention;
 mod gather;
 mod generate;
 mod labels;
+mod linear_attention;
 mod loss;
 mod matmul;
 mod microsoft;
@@ -43,6 +45,7 @@ mod reduce;
 pub mod remote;
 mod resize;
 mod rnn;
+mod row_ids;
 mod scatter;
 mod select;
 mod sequence;
@@ -237,15 +240,18 @@ const FAMILIES: &[&[OpDef]] = &[
     conv::OPS,
     cumulative::OPS,
     einsum::OPS,
+    flex_attention::OPS,
     gather::OPS,
     generate::OPS,
     labels::OPS,
+    linear_attention::OPS,
     loss::OPS,
     matmul::OPS,
     microsoft::attention::OPS,
     microsoft::blocks::OPS,
     microsoft::embed::OPS,
     microsoft::fused::OPS,
+    microsoft::group_query::OPS,
     microsoft::qlinear::OPS,
     ml::OPS,
     ngrams::OPS,
@@ -258,6 +264,7 @@ const FAMILIES: &[&[OpDef]] = &[
     remote::OPS,
     resize::OPS,
     rnn::OPS,
+    row_ids::OPS,
     scatter::OPS,
     select::OPS,
     sequence::OPS,

@@ -47,13 +47,13 @@ struct Spec {
     noop: bool,
 }
 
-/// Whether the axes are an input in that version.
-fn axes_are_input(name: &str, version: i64) -> bool {
-    version >= if name == "ReduceSum" { 13 } else { 18 }
+/// Whether the axes are an input: since some version, or because one is there.
+fn axes_are_input(cx: &OpCtx) -> bool {
+    cx.inputs > 1 || cx.version >= if &*cx.op.name == "ReduceSum" { 13 } else { 18 }
 }
 
 fn build(cx: &OpCtx, how: How) -> Result<Kernel, OpError> {
-    let axes = if axes_are_input(&cx.op.name, cx.version) { None } else { cx.attrs.ints("axes")?.map(<[i64]>::to_vec) };
+    let axes = if axes_are_input(cx) { None } else { cx.attrs.ints("axes")?.map(<[i64]>::to_vec) };
     let spec = Spec { how, axes, keepdims: cx.attrs.int_or("keepdims", 1)? != 0, noop: cx.attrs.int_or("noop_with_empty_axes", 0)? != 0 };
     Ok(Box::new(move |args| one(run(&spec, &args)?)))
 }
@@ -70,7 +70,7 @@ fn resolve(axes: Option<&[i64]>, noop: bool, rank: usize) -> Result<Vec<usize>, 
 fn infer(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let keep = cx.op.attrs.int_or("keepdims", 1)? != 0;
     let noop = cx.op.attrs.int_or("noop_with_empty_axes", 0)? != 0;
-    let input = axes_are_input(&cx.op.op.name, cx.op.version);
+    let input = axes_are_input(&cx.op);
     let axes = match (input, cx.has(1)) {
         (false, _) => cx.op.attrs.ints("axes")?.map(<[i64]>::to_vec),
         (true, false) => None,

@@ -3,7 +3,9 @@
 mod all_reduce;
 mod dead_code;
 mod fold_constants;
+mod hoist_lookups;
 mod infer_shapes;
+mod inline_functions;
 mod merge_lookups;
 mod partition_params;
 mod pipeline;
@@ -13,11 +15,13 @@ mod report;
 pub use all_reduce::AllReduce;
 pub use dead_code::DeadCode;
 pub use fold_constants::FoldConstants;
+pub use hoist_lookups::HoistLookups;
 pub use infer_shapes::{InferShapes, output_types, shape_faults};
+pub use inline_functions::InlineFunctions;
 pub use merge_lookups::MergeLookups;
 pub use partition_params::PartitionParams;
 pub use pipeline::{Pipeline, parse_passes};
-pub use remote_lookup::{NameFilter, RemoteLookup, Selection};
+pub use remote_lookup::{NameFilter, RemoteLookup, Selection, hidden_in_functions};
 pub use report::{LookupRemark, Report, TableTaken};
 
 use crate::ir::{EditError, Model};
@@ -78,5 +82,12 @@ pub trait Pass {
 
 /// The passes that need no settings, in alphabetical order.
 pub fn catalogue() -> Vec<Box<dyn Pass>> {
-    vec![Box::new(DeadCode), Box::new(FoldConstants::default()), Box::new(InferShapes), Box::new(MergeLookups)]
+    vec![
+        Box::new(DeadCode),
+        Box::new(FoldConstants::default()),
+        Box::new(HoistLookups),
+        Box::new(InferShapes),
+        Box::new(InlineFunctions),
+        Box::new(MergeLookups),
+    ]
 }

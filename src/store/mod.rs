@@ -21,6 +21,8 @@ pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, ser
 pub use shards::{Shards, open_local, read_manifest};
 pub use writer::{piece_file, write_table};
 
+pub use crate::wire::DEFAULT_MAX_FRAME;
+
 use crate::tensor::{DType, Shape, Tensor};
 use std::fmt;
 use std::future::Future;

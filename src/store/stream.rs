@@ -9,7 +9,9 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Bytes of a chunk; a wider row is a chunk by itself.
-pub(super) const CHUNK: usize = 128 << 10;
+pub(super) const CHUNK: usize = 512 << 10;
+/// Answers up to this stay in the cache as they are, and go out sooner in one piece.
+const WHOLE: usize = 2 << 20;
 
 /// The rows of a request, in chunks.
 pub(super) struct RowStream {
@@ -29,7 +31,7 @@ impl RowStream {
     /// # Errors
     /// A request that cannot be answered; afterwards nothing can fail.
     pub(super) fn new(shards: &Arc<Shards>, request: &Request, len: usize) -> Result<Option<Self>, StoreError> {
-        if len <= CHUNK || request.parts.iter().any(|p| shards.keyed(p)) {
+        if len <= WHOLE || request.parts.iter().any(|p| shards.keyed(p)) {
             return Ok(None);
         }
         let (ids, rows) = shards.check(request)?;

@@ -2,7 +2,7 @@
 
 use super::op;
 use crate::ir::Dim;
-use crate::ops::attention::{Heads, Mask, Positions, Rotary, Scores, append, attend, rotate, swap_heads};
+use crate::ops::attention::{Heads, MAX_HEADS, Mask, Positions, Rotary, Scores, append, attend, rotate, swap_heads};
 use crate::ops::gemm::{Bias, Dims, Epilogue, Matrix, product};
 use crate::ops::matmul::{integer_product, new_out};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, one};
@@ -49,8 +49,8 @@ struct Spec {
 }
 
 fn spec(cx: &OpCtx) -> Result<Spec, OpError> {
-    let Some(heads) = cx.attrs.int("num_heads")?.and_then(|h| usize::try_from(h).ok()).filter(|&h| h > 0) else {
-        invalid!("attribute \"num_heads\" must be above 0")
+    let Some(heads) = cx.attrs.int("num_heads")?.filter(|h| (1..=MAX_HEADS).contains(h)) else {
+        invalid!("attribute \"num_heads\" must be in 1..={MAX_HEADS}")
     };
     if cx.attrs.int_or("do_rotary", 0)? != 0 || cx.attrs.int_or("past_present_share_buffer", 0)? != 0 {
         unsupported!("do_rotary and past_present_share_buffer are not supported");
@@ -61,7 +61,7 @@ fn spec(cx: &OpCtx) -> Result<Spec, OpError> {
         Some(other) => invalid!("qkv_hidden_sizes must be three sizes, found {other:?}"),
     };
     Ok(Spec {
-        heads,
+        heads: heads as usize,
         scale: cx.attrs.float("scale")?.filter(|&s| s != 0.0),
         filter: cx.attrs.float_or("mask_filter_value", -10000.0)?,
         causal: cx.attrs.int_or("unidirectional", 0)? != 0,
@@ -282,12 +282,12 @@ fn infer_multi_head(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let y = match (cx.shape(0), cx.shape(2)) {
         (Some([b, s, _]), Some([_, _, w])) => Some(vec![b.clone(), s.clone(), w.clone()]),
         (Some([b, s, _]), Some([_, n, _, w])) => {
-            let width = n.known().zip(w.known()).map_or(Dim::Unknown, |(n, w)| Dim::Known(n * w));
+            let width = n.known().zip(w.known()).and_then(|(n, w)| n.checked_mul(w)).map_or(Dim::Unknown, Dim::Known);
             Some(vec![b.clone(), s.clone(), width])
         }
         (Some([b, s, w]), None) => Some(vec![b.clone(), s.clone(), if cx.has(1) { w.clone() } else { Dim::Unknown }]),
         (Some([b, s, n, _, w]), _) => {
-            let width = n.known().zip(w.known()).map_or(Dim::Unknown, |(n, w)| Dim::Known(n * w));
+            let width = n.known().zip(w.known()).and_then(|(n, w)| n.checked_mul(w)).map_or(Dim::Unknown, Dim::Known);
             Some(vec![b.clone(), s.clone(), width])
         }
         _ => None,

@@ -81,7 +81,7 @@ fn build_skip(cx: &OpCtx, rms: bool) -> Result<Kernel, OpError> {
 
 fn infer_embed(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let quantized = cx.has(8) && cx.op.inputs == 18;
-    let dtype = if quantized { cx.dtype(8) } else { cx.dtype(2) };
+    let dtype = if quantized { Some(DType::F32) } else { cx.dtype(2) };
     let (batch, shape) = match (cx.shape(0), cx.shape(2)) {
         (Some([b, s]), Some([_, w])) => (b.clone(), Some(vec![b.clone(), s.clone(), w.clone()])),
         (Some(ids), _) if ids.len() != 2 => invalid!("expected ids of rank 2, found {}", ids.len()),

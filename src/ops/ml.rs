@@ -1,5 +1,0 @@
-//! Classical models and encoders of `ai.onnx.ml`.
-
-use super::OpDef;
-
-pub(super) const OPS: &[OpDef] = &[];
