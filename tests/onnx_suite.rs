@@ -6,11 +6,12 @@
 
 #[path = "support/compare.rs"]
 mod compare;
+#[path = "support/suite.rs"]
+mod suite;
 
-use bytes::Bytes;
 use compare::{Tolerance, compare};
 use graphtool::exec::{Options, Session};
-use graphtool::formats::{self, onnx::value::decode_value};
+use graphtool::formats;
 use graphtool::ir::Type;
 use graphtool::passes::output_types;
 use graphtool::tensor::{Tensor, Value};
@@ -18,8 +19,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-const CATEGORIES: [&str; 5] = ["light", "node", "pytorch-converted", "pytorch-operator", "simple"];
+use suite::{Case, cases, read_values};
 
 #[test]
 fn the_suite_passes_but_for_the_listed_cases() {
@@ -68,35 +68,6 @@ fn the_suite_passes_but_for_the_listed_cases() {
     let failing: Vec<&str> = failures.iter().map(|f| f.0).collect();
     let gone: Vec<_> = known.keys().filter(|k| !failing.contains(k)).collect();
     assert!(gone.is_empty(), "listed as failing, but they pass: {gone:?}");
-}
-
-/// A model with its sets of inputs and expected outputs.
-struct Case {
-    category: &'static str,
-    name: String,
-    model: PathBuf,
-    /// Folders `test_data_set_N`; none where inputs are made as the suite makes them.
-    sets: Vec<PathBuf>,
-}
-
-fn cases(root: &Path, filter: &str) -> Vec<Case> {
-    let mut cases = Vec::new();
-    for category in CATEGORIES {
-        let Ok(entries) = std::fs::read_dir(root.join(category)) else { continue };
-        for path in entries.flatten().map(|e| e.path()) {
-            let light = category == "light" && path.extension().is_some_and(|e| e == "onnx");
-            let model = if light { path.clone() } else { path.join("model.onnx") };
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            if model.is_file() && name.contains(filter) {
-                let inside = std::fs::read_dir(&path).into_iter().flatten().flatten().map(|e| e.path());
-                let mut sets: Vec<_> = inside.filter(|p| p.is_dir()).collect();
-                sets.sort();
-                cases.push(Case { category, name, model, sets });
-            }
-        }
-    }
-    cases.sort_by(|a, b| (a.category, &a.name).cmp(&(b.category, &b.name)));
-    cases
 }
 
 /// How the inferred types of outputs compare with their values.
@@ -194,22 +165,4 @@ fn made_input(ty: Option<&Type>) -> Result<Value, String> {
     let n: usize = dims.iter().product();
     let data = (0..n).map(|k| (k as f64 / n as f64) as f32).collect();
     Tensor::new(dims, data).map(Value::Tensor).map_err(|e| e.to_string())
-}
-
-/// The values in `PREFIX_0.pb`, `PREFIX_1.pb`, …
-fn read_values(prefix: &Path, types: &[Option<Type>]) -> Result<Vec<Value>, String> {
-    use graphtool::formats::onnx::value::ValueKind;
-    let mut values = Vec::new();
-    for i in 0.. {
-        let file = PathBuf::from(format!("{}_{i}.pb", prefix.display()));
-        let Ok(bytes) = std::fs::read(&file) else { break };
-        let kind = types.get(i).and_then(Option::as_ref).map(|t| match t {
-            Type::Sequence(_) => ValueKind::Sequence,
-            Type::Optional(_) => ValueKind::Optional,
-            Type::Map { .. } => ValueKind::Map,
-            _ => ValueKind::Tensor,
-        });
-        values.push(decode_value(&Bytes::from(bytes), kind).map_err(|e| format!("{}: {e}", file.display()))?.1);
-    }
-    Ok(values)
 }

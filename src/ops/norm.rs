@@ -3,7 +3,7 @@
 use super::gemm::Real;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, one, rows, util};
 use crate::ir::Dim;
-use crate::tensor::{DType, Number, Shape, Tensor, Value, cast, strides};
+use crate::tensor::{DType, Number, Shape, Tensor, Value, cast, fits_memory, strides};
 use crate::{dispatch_wide, invalid};
 
 pub(super) const OPS: &[OpDef] = &[
@@ -218,7 +218,10 @@ pub(super) fn layer(
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (dtype, shape) = (x.dtype(), x.shape().clone());
     let at = util::axis(axis, shape.len())?;
-    let len = shape[at..].iter().product();
+    let (len, count) = (util::product(&shape[at..]), util::product(&shape[..at]));
+    if !fits_memory(count.saturating_mul(16)) {
+        invalid!("the statistics of {count} rows do not fit memory");
+    }
     let stats = Shape::from_dims(shape.iter().enumerate().map(|(i, &d)| if i < at { d } else { 1 }));
     let wide = if dtype.bits() == 16 { util::widen(&x)? } else { x };
     let (y, mean, inv) = dispatch_wide!(wide.dtype(), T => {
@@ -226,7 +229,6 @@ pub(super) fn layer(
         let mut data = wide.into_vec::<T>()?;
         let (mut mean, mut inv) = normalize_rows(&mut data, len, T::from_f64(epsilon.into()), rms, &scale, &bias);
         // Rows of no elements have no statistics.
-        let count = stats.iter().product();
         mean.resize(count, T::NAN);
         inv.resize(count, T::NAN);
         (Tensor::new(shape, data)?, Tensor::new(&stats, mean)?, Tensor::new(&stats, inv)?)

@@ -118,7 +118,7 @@ struct Lanes {
 /// Brings the reduced axes together; most layouts need no copy.
 fn lanes(x: &Tensor, axes: &[usize]) -> Result<Lanes, OpError> {
     let shape = x.shape();
-    let size = |r: std::ops::Range<usize>| shape[r].iter().product::<usize>();
+    let size = |r: std::ops::Range<usize>| util::product(&shape[r]);
     // Axes of size 1 may count as either kind.
     let reduced: Vec<usize> = axes.iter().copied().filter(|&a| shape[a] != 1).collect();
     let (Some(&first), Some(&end)) = (reduced.first(), reduced.last()) else {
@@ -128,8 +128,8 @@ fn lanes(x: &Tensor, axes: &[usize]) -> Result<Lanes, OpError> {
         return Ok(Lanes { data: x.clone(), outer: size(0..first), len: size(first..end + 1), inner: size(end + 1..x.rank()) });
     }
     let mut order: Vec<usize> = (0..x.rank()).filter(|d| !axes.contains(d)).collect();
-    let outer = order.iter().map(|&d| shape[d]).product();
-    let len = axes.iter().map(|&d| shape[d]).product();
+    let picked = |axes: &[usize]| util::product(&axes.iter().map(|&d| shape[d]).collect::<Vec<_>>());
+    let (outer, len) = (picked(&order), picked(axes));
     order.extend(axes);
     let data = dispatch_number!(x.dtype(), T => permute::<T>(x, &order)?, other => invalid!("expected numbers, found {other}"));
     Ok(Lanes { data, outer, len, inner: 1 })
