@@ -2,7 +2,9 @@
 
 mod check;
 mod compare;
+mod convert;
 mod dump;
+mod import_tables;
 mod inspect;
 mod launch;
 mod merge;
@@ -35,7 +37,9 @@ struct Cli {
 enum Command {
     Check(check::Args),
     Compare(compare::Args),
+    Convert(convert::Args),
     Dump(dump::Args),
+    ImportTables(import_tables::Args),
     Inspect(inspect::Args),
     Launch(launch::Args),
     Merge(merge::Args),
@@ -110,7 +114,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Check(a) => check::run(a),
         Command::Compare(a) => compare::run(a),
+        Command::Convert(a) => convert::run(a),
         Command::Dump(a) => dump::run(a),
+        Command::ImportTables(a) => import_tables::run(a),
         Command::Inspect(a) => inspect::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Merge(a) => merge::run(a),

@@ -79,6 +79,7 @@ impl Options {
             selection: Selection { min_bytes: self.min_bytes, names },
             all_reduce: self.all_reduce.iter().map(pair).collect::<Result<_, _>>()?,
             plan,
+            ..RewriteOptions::default()
         })
     }
 }

@@ -188,9 +188,6 @@ fn local(args: &Args) -> anyhow::Result<()> {
         };
         return job(&args.job, &model, options, None, true);
     }
-    if args.model.is_dir() {
-        anyhow::bail!("{}: no manifest.json: it is no deployment directory", args.model.display());
-    }
     let model = formats::load(&args.model)?;
     job(&args.job, &model, Options { threads: args.job.threads.unwrap_or(0), ..Options::default() }, None, true)
 }
@@ -305,6 +302,7 @@ fn job(
     comm: Option<(Arc<dyn comm::Comm>, tokio::runtime::Handle)>,
     root: bool,
 ) -> anyhow::Result<()> {
+    let store = options.store.clone();
     let session = Session::new(model, options)?;
     let Some(input) = &args.input else { return Err(usage("--input is missing")) };
     let source = data::open(input, &input_specs(&session), &data::Options { binds: args.bind.clone(), empty: args.empty.clone() })?;
@@ -332,6 +330,9 @@ fn job(
     let summary = summary?;
     if root {
         summarise(args, &summary, source.samples())?;
+    }
+    if let Some(absent) = store.map(|s| s.stats().absent).filter(|&n| n > 0) {
+        output::line(format!("{absent} ids were absent from their table and got its row for absent ids"))?;
     }
     Ok(())
 }

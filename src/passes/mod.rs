@@ -8,6 +8,7 @@ mod partition_params;
 mod pipeline;
 mod remote_lookup;
 mod report;
+mod standard_ops;
 
 pub use all_reduce::AllReduce;
 pub use dead_code::DeadCode;
@@ -17,6 +18,7 @@ pub use partition_params::PartitionParams;
 pub use pipeline::{Pipeline, parse_passes};
 pub use remote_lookup::{NameFilter, RemoteLookup, Selection};
 pub use report::{LookupRemark, Report, TableTaken};
+pub use standard_ops::StandardOps;
 
 use crate::ir::{EditError, Model};
 
@@ -76,5 +78,5 @@ pub trait Pass {
 
 /// The passes that need no settings, in alphabetical order.
 pub fn catalogue() -> Vec<Box<dyn Pass>> {
-    vec![Box::new(DeadCode), Box::new(FoldConstants::default()), Box::new(MergeLookups)]
+    vec![Box::new(DeadCode), Box::new(FoldConstants::default()), Box::new(MergeLookups), Box::new(StandardOps)]
 }
