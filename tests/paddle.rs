@@ -175,7 +175,11 @@ fn files_are_told_by_content() {
     fs::rename(temp.path().join("deepfm.pdmodel"), &renamed).expect("renamed");
     formats::load(&renamed).expect("a program under another name");
     for (name, bytes, told) in [
-        ("inference.json", &br#"{"base_code":{"magic":"pir","trainable":false,"version":1},"program":{}}"#[..], "PaddlePaddle 3 program (PIR"),
+        (
+            "inference.json",
+            &br#"{"base_code":{"magic":"pir","trainable":false,"version":1},"program":{}}"#[..],
+            "PaddlePaddle 3 program (PIR",
+        ),
         ("empty.pdmodel", b"", "the file is empty"),
         ("model.pkl", b"\x80\x04\x95", "Python pickle"),
         ("text.pdmodel", b"<html>", "text file"),

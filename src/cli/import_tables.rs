@@ -48,7 +48,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     // Tables without a file of their own come from the checkpoint.
     let missing = RefCell::new(Vec::<String>::new());
     let model = paddle::open(&path, &|program, name| {
-        let wanted = if named.is_empty() { paddle::lookup_tables(program).iter().any(|t| t == name) } else { named.iter().any(|n| n.0 == name) };
+        let wanted =
+            if named.is_empty() { paddle::lookup_tables(program).iter().any(|t| t == name) } else { named.iter().any(|n| n.0 == name) };
         if wanted {
             missing.borrow_mut().push(name.to_owned());
         }
@@ -61,7 +62,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if named.is_empty() {
         if missing.len() != found.len() {
             let (tables, numbers) = (missing.join(", "), found.keys().map(u64::to_string).collect::<Vec<_>>().join(", "));
-            anyhow::bail!("the program lacks the tables [{tables}], the checkpoint has [{numbers}]: say which is which by --table NAME=NUMBER");
+            anyhow::bail!(
+                "the program lacks the tables [{tables}], the checkpoint has [{numbers}]: say which is which by --table NAME=NUMBER"
+            );
         }
         named = missing.into_iter().zip(found.keys().copied()).collect();
     }

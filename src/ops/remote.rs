@@ -12,9 +12,9 @@
 
 use super::infer::nothing;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Run, one};
-use crate::{invalid, unsupported};
 use crate::ir::{Attrs, Dim};
 use crate::tensor::{DType, Shape, Tensor, fits_memory};
+use crate::{invalid, unsupported};
 
 /// The domain of these ops.
 pub const DOMAIN: &str = "graphtool";

@@ -64,8 +64,10 @@ pub fn distributed_tables(program: &ProgramDesc) -> Vec<String> {
 /// The tables that any lookup of a program reads.
 pub fn lookup_tables(program: &ProgramDesc) -> Vec<String> {
     let ops = program.blocks.iter().flat_map(|b| &b.ops);
-    let mut names: Vec<String> =
-        ops.filter(|op| matches!(op.r#type(), "lookup_table" | "lookup_table_v2" | "distributed_lookup_table")).flat_map(|op| op.ins("W").iter().cloned()).collect();
+    let mut names: Vec<String> = ops
+        .filter(|op| matches!(op.r#type(), "lookup_table" | "lookup_table_v2" | "distributed_lookup_table"))
+        .flat_map(|op| op.ins("W").iter().cloned())
+        .collect();
     names.sort();
     names.dedup();
     names

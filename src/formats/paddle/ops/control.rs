@@ -82,8 +82,7 @@ fn while_loop<'a>(tx: &mut Tx<'a>, op: &'a OpDesc) -> Done {
     let cond = tx.input(op, "Condition")?;
     let start = scalar_bool(tx, &cond);
     let before = tx.env.clone();
-    let vars: Vec<String> =
-        written(block, |n| before.contains_key(n)).into_iter().filter(|n| *n != cond_var).map(str::to_owned).collect();
+    let vars: Vec<String> = written(block, |n| before.contains_key(n)).into_iter().filter(|n| *n != cond_var).map(str::to_owned).collect();
     let initial: Vec<String> = vars.iter().map(|v| tx.value(v)).collect::<Result<_, _>>()?;
     let mut inputs = vec![Output::new(tx.fresh("iteration"), Some(Type::tensor(DType::I64, [])))];
     inputs.push(Output::new(tx.fresh("running"), Some(Type::tensor(DType::Bool, []))));

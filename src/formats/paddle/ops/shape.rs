@@ -188,8 +188,7 @@ fn concat(tx: &mut Tx, op: &OpDesc) -> Done {
 fn stack(tx: &mut Tx, op: &OpDesc) -> Done {
     let axis = op.int("axis", 0);
     let axes = tx.ints(&[axis]);
-    let xs: Vec<String> =
-        tx.inputs(op, "X")?.iter().map(|x| tx.node("Unsqueeze", &[x, &axes], Attrs::new())).collect();
+    let xs: Vec<String> = tx.inputs(op, "X")?.iter().map(|x| tx.node("Unsqueeze", &[x, &axes], Attrs::new())).collect();
     let xs: Vec<&str> = xs.iter().map(String::as_str).collect();
     tx.outs(op, &["Y"], OpName::onnx("Concat"), &xs, Attrs::new().with("axis", axis))
 }
