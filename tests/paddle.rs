@@ -242,3 +242,196 @@ fn a_distributed_table_without_a_file_says_where_it_comes_from() {
     let told = fault(&folder("ps_checkpoint").join("saved/dnn_plugin"));
     assert!(told.contains("parameter \"deep_emb\"") && told.contains("import-tables"), "{told}");
 }
+
+/// Programs made here: variables, ops and parameters in few words.
+mod made {
+    use graphtool::formats::paddle::proto::{
+        AttrDesc, BlockDesc, LoDTensorDesc, OpDesc, Operand, ProgramDesc, TensorDesc, VarDesc, VarType,
+    };
+    use prost::Message;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// A variable by dtype number and dims.
+    pub fn var(name: &str, dtype: i32, dims: &[i64], stored: bool) -> VarDesc {
+        let tensor = TensorDesc { data_type: Some(dtype), dims: dims.to_vec() };
+        let lod = LoDTensorDesc { tensor: Some(tensor), lod_level: Some(0) };
+        let ty = VarType { r#type: Some(7), lod_tensor: Some(lod), ..Default::default() };
+        VarDesc { name: Some(name.into()), r#type: Some(ty), persistable: Some(stored), ..Default::default() }
+    }
+
+    fn operands(list: &[(&str, &[&str])]) -> Vec<Operand> {
+        let one = |(p, names): &(&str, &[&str])| Operand {
+            parameter: Some((*p).into()),
+            arguments: names.iter().map(|n| (*n).to_owned()).collect(),
+        };
+        list.iter().map(one).collect()
+    }
+
+    pub fn op(kind: &str, ins: &[(&str, &[&str])], outs: &[(&str, &[&str])], attrs: &[(&str, i64)]) -> OpDesc {
+        let attrs = attrs.iter().map(|(n, v)| AttrDesc { name: Some((*n).into()), r#type: Some(9), l: Some(*v), ..Default::default() });
+        OpDesc { r#type: Some(kind.into()), inputs: operands(ins), outputs: operands(outs), attrs: attrs.collect(), ..Default::default() }
+    }
+
+    pub fn feed(name: &str, col: i64) -> OpDesc {
+        op("feed", &[("X", &["feed"])], &[("Out", &[name])], &[("col", col)])
+    }
+
+    pub fn fetch(name: &str, col: i64) -> OpDesc {
+        op("fetch", &[("X", &[name])], &[("Out", &["fetch"])], &[("col", col)])
+    }
+
+    pub fn block(idx: i32, vars: Vec<VarDesc>, ops: Vec<OpDesc>) -> BlockDesc {
+        BlockDesc { idx: Some(idx), parent_idx: Some(idx - 1), vars, ops, ..Default::default() }
+    }
+
+    /// Writes `__model__` and a file per table; each has 4 rows of [10 r, 10 r + 1] and more.
+    pub fn save(dir: &Path, blocks: Vec<BlockDesc>, tables: &[(&str, i64, i64)]) -> PathBuf {
+        fs::create_dir_all(dir).expect("a directory");
+        for (name, rows, columns) in tables {
+            let desc = TensorDesc { data_type: Some(5), dims: vec![*rows, *columns] }.encode_to_vec();
+            let mut bytes = [0u8; 16].to_vec();
+            bytes.extend((desc.len() as i32).to_le_bytes());
+            bytes.extend(desc);
+            for r in 0..*rows {
+                (0..*columns).for_each(|c| bytes.extend(((10 * r + c) as f32).to_le_bytes()));
+            }
+            let path = dir.join(name);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+            fs::write(path, bytes).expect("written");
+        }
+        let program = ProgramDesc { blocks, ..Default::default() };
+        fs::write(dir.join("__model__"), program.encode_to_vec()).expect("written");
+        dir.join("__model__")
+    }
+}
+
+/// Runs a model as it is, and rewritten over two shards; both must agree.
+fn both(path: &Path, dist: &Path, tables: usize, lookups: usize, values: Vec<(String, Value)>) -> Vec<(String, Value)> {
+    let model = formats::load(path).expect("a model");
+    let plain = session(&model, None).run(values.clone()).expect("a run");
+    let outcome = rewrite(model, dist, RewriteOptions { shards: 2, ..Default::default() }).expect("a rewrite");
+    assert_eq!(outcome.manifest.tables.len(), tables);
+    assert_eq!(outcome.report.lookups.iter().filter(|l| l.reason.is_none()).count(), lookups, "{:?}", outcome.report.lookups);
+    let (_, remote) = deploy::open(dist).expect("a deployment");
+    let remote = session(&remote, Some(store::open_local(dist).expect("a store")));
+    assert_eq!(remote.run(values).expect("a run"), plain);
+    plain
+}
+
+fn ids(name: &str, shape: &[usize], ids: &[i64]) -> (String, Value) {
+    (name.into(), Tensor::new(shape, ids.to_vec()).expect("ids").into())
+}
+
+fn numbers(value: &(String, Value)) -> (Vec<usize>, Vec<f32>) {
+    let Value::Tensor(t) = &value.1 else { panic!("no tensor") };
+    (t.shape().to_vec(), t.to_f32s().expect("numbers"))
+}
+
+#[test]
+fn tables_keep_their_names_and_lookups_their_own_attributes() {
+    use made::*;
+    let temp = tempfile::tempdir().expect("a directory");
+    for (i, table) in ["T", "DAGGER_emb", "emb_A", "GRAD", "A@B", "a/b:0", "with spaces", "größe"].into_iter().enumerate() {
+        let vars = vec![
+            var("ids", 3, &[-1, 1], false),
+            var(table, 5, &[4, 2], true),
+            var("padded", 5, &[-1, 1, 2], false),
+            var("plain", 5, &[-1, 1, 2], false),
+            var("old", 5, &[-1, 2], false),
+        ];
+        let look = |kind: &str, out: &str, padding: i64| {
+            op(kind, &[("Ids", &["ids"]), ("W", &[table])], &[("Out", &[out])], &[("padding_idx", padding)])
+        };
+        let ops = vec![
+            feed("ids", 0),
+            look("lookup_table_v2", "padded", 0),
+            look("lookup_table_v2", "plain", -1),
+            look("lookup_table", "old", -1),
+            fetch("padded", 0),
+            fetch("plain", 1),
+            fetch("old", 2),
+        ];
+        let path = save(&temp.path().join(format!("m{i}")), vec![block(0, vars, ops)], &[(table, 4, 2)]);
+        let out = both(&path, &temp.path().join(format!("{i}.dist")), 1, 3, vec![ids("ids", &[2, 1], &[0, 3])]);
+        assert_eq!(numbers(&out[0]), (vec![2, 1, 2], vec![0., 0., 30., 31.]));
+        assert_eq!(numbers(&out[1]), (vec![2, 1, 2], vec![0., 1., 30., 31.]));
+        assert_eq!(numbers(&out[2]), (vec![2, 2], vec![0., 1., 30., 31.]));
+    }
+}
+
+#[test]
+fn several_tables_are_looked_up_each_by_its_own_ids() {
+    use made::*;
+    let temp = tempfile::tempdir().expect("a directory");
+    let mut vars = vec![var("x", 3, &[-1], false), var("y", 3, &[-1], false), var("A", 5, &[4, 2], true), var("B", 5, &[6, 3], true)];
+    let mut ops = vec![feed("y", 1), feed("x", 0)];
+    let outs = ["ax", "ay", "bx", "by"];
+    for out in outs {
+        let (table, width) = if out.starts_with('a') { ("A", 2) } else { ("B", 3) };
+        vars.push(var(out, 5, &[-1, width], false));
+        ops.push(op("lookup_table_v2", &[("Ids", &[&out[1..]]), ("W", &[table])], &[("Out", &[out])], &[("padding_idx", -1)]));
+    }
+    vars.push(var("all", 5, &[-1, 10], false));
+    ops.extend([op("concat", &[("X", &outs)], &[("Out", &["all"])], &[("axis", 1)]), fetch("all", 0)]);
+    let path = save(&temp.path().join("m"), vec![block(0, vars, ops)], &[("A", 4, 2), ("B", 6, 3)]);
+    let out = both(&path, &temp.path().join("d"), 2, 4, vec![ids("x", &[1], &[1]), ids("y", &[1], &[3])]);
+    assert_eq!(numbers(&out[0]).1, [10., 11., 30., 31., 10., 11., 12., 30., 31., 32.]);
+}
+
+#[test]
+fn a_lookup_in_a_conditional_block_is_found() {
+    use made::*;
+    let temp = tempfile::tempdir().expect("a directory");
+    let vars = vec![
+        var("ids", 3, &[-1], false),
+        var("cond", 0, &[1], false),
+        var("T", 5, &[4, 2], true),
+        var("out", 5, &[-1, 2], false),
+        var("rows", 5, &[-1, 2], false),
+    ];
+    let mut conditional = op("conditional_block", &[("Cond", &["cond"]), ("Input", &["ids", "T"])], &[("Out", &["out"])], &[]);
+    conditional.attrs.push(graphtool::formats::paddle::proto::AttrDesc {
+        name: Some("sub_block".into()),
+        r#type: Some(8),
+        block_idx: Some(1),
+        ..Default::default()
+    });
+    let zeros = op("fill_any_like", &[("X", &["base"])], &[("Out", &["out"])], &[("dtype", 5)]);
+    let mut vars = vars;
+    vars.push(var("base", 5, &[-1, 2], false));
+    let main = vec![feed("ids", 0), feed("cond", 1), feed("base", 2), zeros, conditional, fetch("out", 0)];
+    let sub = vec![
+        op("lookup_table_v2", &[("Ids", &["ids"]), ("W", &["T"])], &[("Out", &["rows"])], &[("padding_idx", -1)]),
+        op("assign", &[("X", &["rows"])], &[("Out", &["out"])], &[]),
+    ];
+    let path = save(&temp.path().join("m"), vec![block(0, vars, main), block(1, vec![], sub)], &[("T", 4, 2)]);
+    for (i, (cond, want)) in [(true, [30f32, 31.]), (false, [0., 0.])].into_iter().enumerate() {
+        let base = Tensor::new([1, 2], vec![5f32, 5.]).expect("numbers");
+        let cond = Tensor::new([1], vec![cond]).expect("a flag");
+        let values = vec![ids("ids", &[1], &[3]), ("cond".into(), cond.into()), ("base".into(), base.into())];
+        let out = both(&path, &temp.path().join(format!("{i}.dist")), 1, 1, values);
+        assert_eq!(numbers(&out[0]).1, want);
+    }
+}
+
+#[test]
+fn an_op_without_a_translation_is_carried_and_named_when_it_must_run() {
+    use made::*;
+    let temp = tempfile::tempdir().expect("a directory");
+    let vars = vec![var("x", 5, &[-1], false), var("y", 5, &[-1], false), var("z", 5, &[-1], false)];
+    let strange = op("strange_op", &[("X", &["x"])], &[("Out", &["y"])], &[("depth", 3)]);
+    let ops = |fetched: &str| vec![feed("x", 0), strange.clone(), op("relu", &[("X", &["x"])], &[("Out", &["z"])], &[]), fetch(fetched, 0)];
+    let x = ("x".to_owned(), Value::from(Tensor::vector(vec![-1f32, 2.])));
+    let path = save(&temp.path().join("a"), vec![block(0, vars.clone(), ops("y"))], &[]);
+    let model = formats::load(&path).expect("a model");
+    assert!(graphtool::ir::print_model(&model).contains("paddle::strange_op"));
+    let told = match Session::new(&model, Options::default()) {
+        Ok(session) => session.run(vec![x.clone()]).expect_err("an unknown op").to_string(),
+        Err(e) => e.to_string(),
+    };
+    assert!(told.contains("paddle::strange_op"), "{told}");
+    let path = save(&temp.path().join("b"), vec![block(0, vars, ops("z"))], &[]);
+    let out = session(&formats::load(&path).expect("a model"), None).run(vec![x]).expect("a run");
+    assert_eq!(numbers(&out[0]).1, [0., 2.]);
+}
