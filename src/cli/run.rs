@@ -104,6 +104,9 @@ pub(super) struct JobArgs {
     pub(super) metrics_out: Option<PathBuf>,
 }
 
+/// What follows the number of ids that a keyed table lacked.
+pub(super) const ABSENT_IDS: &str = " ids were absent from their table and got its row for absent ids";
+
 fn seconds(text: &str) -> Result<f64, String> {
     text.parse::<f64>().ok().filter(|s| *s > 0.0 && *s < 1e9).ok_or_else(|| format!("\"{text}\" is no number of seconds above 0"))
 }
@@ -332,7 +335,7 @@ fn job(
         summarise(args, &summary, source.samples())?;
     }
     if let Some(absent) = store.map(|s| s.stats().absent).filter(|&n| n > 0) {
-        output::line(format!("{absent} ids were absent from their table and got its row for absent ids"))?;
+        output::line(format!("{absent}{ABSENT_IDS}"))?;
     }
     Ok(())
 }
