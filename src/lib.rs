@@ -9,6 +9,7 @@ pub mod formats;
 pub mod ir;
 pub mod job;
 pub mod ops;
+pub mod paddle;
 pub mod passes;
 pub mod plan;
 pub mod store;

@@ -1,6 +1,6 @@
 //! `graphtool launch`
 
-use super::run::JobArgs;
+use super::run::{ABSENT_IDS, JobArgs};
 use super::{exit_with, output, rewrite, usage};
 use crate::deploy;
 use crate::job::launch::{LaunchError, LaunchOptions, launch};
@@ -95,6 +95,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let lines: Vec<&str> =
         text.lines().filter(|l| l.contains("samples in ") || l.starts_with("one run in ") || l.starts_with("logloss ")).collect();
     lines.into_iter().try_for_each(output::line)?;
+    // Each worker counts the absent ids of its own batches.
+    let absent = |rank: usize| {
+        let text = std::fs::read_to_string(args.log_dir.join(format!("workerlog.{rank}"))).unwrap_or_default();
+        text.lines().rev().find_map(|l| l.split_once(ABSENT_IDS)?.0.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let total: u64 = (0..args.worker_num).map(absent).sum();
+    if total > 0 {
+        output::line(format!("{total}{ABSENT_IDS}"))?;
+    }
     Ok(())
 }
 

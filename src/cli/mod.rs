@@ -3,8 +3,10 @@
 mod bench;
 mod check;
 mod compare;
+mod convert;
 mod diff;
 mod dump;
+mod import_tables;
 mod inspect;
 mod launch;
 mod merge;
@@ -38,8 +40,10 @@ enum Command {
     Bench(bench::Args),
     Check(check::Args),
     Compare(compare::Args),
+    Convert(convert::Args),
     Diff(diff::Args),
     Dump(dump::Args),
+    ImportTables(import_tables::Args),
     Inspect(inspect::Args),
     Launch(launch::Args),
     Merge(merge::Args),
@@ -115,8 +119,10 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Bench(a) => bench::run(a),
         Command::Check(a) => check::run(a),
         Command::Compare(a) => compare::run(a),
+        Command::Convert(a) => convert::run(a),
         Command::Diff(a) => diff::run(a),
         Command::Dump(a) => dump::run(a),
+        Command::ImportTables(a) => import_tables::run(a),
         Command::Inspect(a) => inspect::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Merge(a) => merge::run(a),

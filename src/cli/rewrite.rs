@@ -82,6 +82,7 @@ impl Options {
             selection: Selection { min_bytes: self.min_bytes, names, keep_shared: self.keep_shared },
             all_reduce: self.all_reduce.iter().map(pair).collect::<Result<_, _>>()?,
             plan,
+            ..RewriteOptions::default()
         })
     }
 }

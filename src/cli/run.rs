@@ -104,6 +104,9 @@ pub(super) struct JobArgs {
     pub(super) metrics_out: Option<PathBuf>,
 }
 
+/// What follows the number of ids that a keyed table lacked.
+pub(super) const ABSENT_IDS: &str = " ids were absent from their table and got its row for absent ids";
+
 fn seconds(text: &str) -> Result<f64, String> {
     text.parse::<f64>().ok().filter(|s| *s > 0.0 && *s < 1e9).ok_or_else(|| format!("\"{text}\" is no number of seconds above 0"))
 }
@@ -187,9 +190,6 @@ fn local(args: &Args) -> anyhow::Result<()> {
             ..Options::default()
         };
         return job(&args.job, &model, options, None, true);
-    }
-    if args.model.is_dir() {
-        anyhow::bail!("{}: no manifest.json: it is no deployment directory", args.model.display());
     }
     let model = formats::load(&args.model)?;
     job(&args.job, &model, Options { threads: args.job.threads.unwrap_or(0), ..Options::default() }, None, true)
@@ -305,6 +305,7 @@ fn job(
     comm: Option<(Arc<dyn comm::Comm>, tokio::runtime::Handle)>,
     root: bool,
 ) -> anyhow::Result<()> {
+    let store = options.store.clone();
     let session = Session::new(model, options)?;
     if args.input.is_empty() {
         return Err(usage("--input is missing"));
@@ -335,6 +336,9 @@ fn job(
     let summary = summary?;
     if root {
         summarise(args, &summary, source.samples())?;
+    }
+    if let Some(absent) = store.map(|s| s.stats().absent).filter(|&n| n > 0) {
+        output::line(format!("{absent}{ABSENT_IDS}"))?;
     }
     Ok(())
 }

@@ -53,6 +53,9 @@ pub fn merge(dir: &Path, output: &Path) -> Result<(), DeployError> {
 /// A table from its pieces, as a view on a mapped file.
 fn assemble(dir: &Path, manifest: &Manifest, table: &str, scratch: &Path) -> Result<Tensor, DeployError> {
     let Some((index, entry)) = manifest.table(table) else { return Err(dir_error(dir, format!("the manifest has no table \"{table}\""))) };
+    if entry.keyed {
+        return Err(dir_error(dir, format!("table \"{table}\" is addressed by key; no model file can hold it")));
+    }
     let path = scratch.join(format!("{index}.table"));
     let io = |e: std::io::Error| dir_error(&path, e);
     let pieces = entry.pieces.iter().map(|p| PieceRows::open(dir, entry, p)).collect::<Result<Vec<_>, _>>()?;

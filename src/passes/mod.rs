@@ -11,6 +11,7 @@ mod partition_params;
 mod pipeline;
 mod remote_lookup;
 mod report;
+mod standard_ops;
 
 pub use all_reduce::AllReduce;
 pub use dead_code::DeadCode;
@@ -23,6 +24,7 @@ pub use partition_params::PartitionParams;
 pub use pipeline::{Pipeline, parse_passes};
 pub use remote_lookup::{NameFilter, RemoteLookup, Selection, hidden_in_functions};
 pub use report::{LookupRemark, Report, TableTaken};
+pub use standard_ops::StandardOps;
 
 use crate::ir::{EditError, Model};
 
@@ -89,5 +91,6 @@ pub fn catalogue() -> Vec<Box<dyn Pass>> {
         Box::new(InferShapes),
         Box::new(InlineFunctions),
         Box::new(MergeLookups),
+        Box::new(StandardOps),
     ]
 }

@@ -19,7 +19,7 @@ pub use memory::Memory;
 pub use piece::{PieceRows, checksum};
 pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, serve, serve_shards, server_info, stop_server};
 pub use shards::{Shards, open_local, read_manifest};
-pub use writer::{piece_file, write_table};
+pub use writer::{piece_file, write_keyed_table, write_table};
 
 pub use crate::wire::DEFAULT_MAX_FRAME;
 

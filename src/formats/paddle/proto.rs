@@ -28,12 +28,14 @@ pub fn dtype(code: i32) -> Option<DType> {
 impl VarDesc {
     /// Whether it is kept in the parameter files: persistable and a tensor, not a list of feeds or a reader.
     pub fn is_stored(&self) -> bool {
-        self.persistable() && self.r#type.as_ref().is_some_and(|t| t.r#type() == 7)
+        // 7 is a tensor with LoD, 8 selected rows (a table as a trainer sees it).
+        self.persistable() && self.r#type.as_ref().is_some_and(|t| matches!(t.r#type(), 7 | 8))
     }
 
     /// The tensor, if it is one.
     pub fn tensor(&self) -> Option<&TensorDesc> {
-        self.r#type.as_ref()?.lod_tensor.as_ref()?.tensor.as_ref()
+        let ty = self.r#type.as_ref()?;
+        ty.lod_tensor.as_ref().map_or(ty.selected_rows.as_ref(), |t| t.tensor.as_ref())
     }
 
     /// Levels of LoD.

@@ -10,7 +10,7 @@ pub(super) const OPS: &[(&str, Translate)] =
     &[("conditional_block", conditional), ("conditional_block_infer", conditional), ("select_input", select), ("while", while_loop)];
 
 /// The variables that a block writes and that are known outside of it, in the order of their first write.
-fn written<'b>(block: &'b BlockDesc, outside: impl Fn(&str) -> bool) -> Vec<&'b str> {
+fn written(block: &BlockDesc, outside: impl Fn(&str) -> bool) -> Vec<&str> {
     let mut seen = HashSet::new();
     let all = block.ops.iter().flat_map(|op| op.outputs.iter().flat_map(|p| &p.arguments)).map(String::as_str);
     all.filter(|n| outside(n) && seen.insert(*n)).collect()
