@@ -117,7 +117,7 @@ impl Random {
             });
         }
         let version = def.versions[self.below(def.versions.len())];
-        let outputs = def.outputs.0.max(1) + self.below(def.outputs.1.min(4).max(1));
+        let outputs = def.outputs.0.max(1) + self.below(def.outputs.1.clamp(1, 4));
         Call { attrs, inputs, version, outputs: outputs.min(def.outputs.1) }
     }
 }
