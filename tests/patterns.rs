@@ -37,14 +37,6 @@ impl Done {
     fn reasons(&self) -> Vec<String> {
         self.outcome.report.lookups.iter().filter_map(|l| l.reason.clone()).collect()
     }
-
-    fn ops(&self) -> Vec<String> {
-        let graphs = self.model.graphs();
-        let mut ops: Vec<String> =
-            graphs.iter().flat_map(|g| g.ops().iter().filter_map(|&id| g.node(id).op().map(ToString::to_string))).collect();
-        ops.sort();
-        ops
-    }
 }
 
 /// Rewrites in one, two and three shards; each time the answer is that of the model by itself, and the merged model is the

@@ -115,8 +115,8 @@ fn take_over(edit: &mut crate::ir::Edit, found: &Found, rows: ValueId) {
     }
     edit.replace_uses(found.lookup.value(0), value);
     edit.remove(found.lookup);
-    let (mut gone, mut reader) = (found.cuts.iter().rev(), found.lookup);
-    while let Some((id, _)) = gone.next() {
+    let mut reader = found.lookup;
+    for (id, _) in found.cuts.iter().rev() {
         let v = id.value(0);
         if edit.graph().is_output(v) || edit.graph().uses(v).iter().any(|u| u.node != reader) {
             break;

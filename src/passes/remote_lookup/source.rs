@@ -125,7 +125,7 @@ pub(in crate::passes) fn const_ints<'g>(graph: &'g Graph, scope: Option<&Scope<'
     }
 }
 
-fn outer_value<'g, 's>(scope: Option<&'s Scope<'g>>, name: &str) -> Option<(&'g Graph, ValueId, Option<&'g Scope<'g>>)> {
+fn outer_value<'g>(scope: Option<&Scope<'g>>, name: &str) -> Option<(&'g Graph, ValueId, Option<&'g Scope<'g>>)> {
     let s = scope?;
     match s.graph.value(name) {
         Some(v) if !matches!(s.graph.node(v.node).kind, Kind::Capture) => Some((s.graph, v, s.outer)),
