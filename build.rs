@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// Each package with its files.
-const SCHEMAS: [(&str, &[&str]); 1] = [("onnx", &["onnx.proto", "onnx_data.proto"])];
+const SCHEMAS: [(&str, &[&str]); 2] = [("onnx", &["onnx.proto", "onnx_data.proto"]), ("paddle", &["framework.proto"])];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=schema");

@@ -231,6 +231,29 @@ async fn requests_and_answers_over_the_frame_limit_are_split() {
 }
 
 #[tokio::test]
+async fn answers_that_are_made_while_they_are_sent_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = [
+        source("odd", DType::U8, &[300, 3], Sharding::Row, 7),
+        source("wide", DType::F32, &[5, 40_000], Sharding::Range, 3),
+        source("columns", DType::F16, &[100, 33], Sharding::Column, 4),
+        source("half", DType::BF16, &[1000, 7], Sharding::Row, 4),
+    ];
+    let manifest = Arc::new(deploy(dir.path(), &sources, 4));
+    for servers in 1..=3 {
+        let running = Server::start_all(dir.path(), servers, ServeOptions::default());
+        let connect = ConnectOptions { dedup: Dedup::Never, ..options() };
+        let store = store::connect(manifest.clone(), &endpoints(&running), connect).await.unwrap();
+        let ids = |table: usize, n: u64| (0..n).map(|i| (i * 17 + i / 300) % store.tables()[table].rows).collect::<Vec<u64>>();
+        let queries = [(0, 700_001), (1, 19), (2, 25_003), (3, 120_001), (0, 1)].map(|(t, n)| query(t, &ids(t, n)));
+        let rows = store.lookup(queries.to_vec()).await.unwrap();
+        for (q, r) in queries.iter().zip(rows) {
+            assert!(r == expected(&sources[q.table].values, &q.ids), "{} over {servers}", sources[q.table].name);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_row_wider_than_the_frame_limit_names_size_limit_and_option() {
     let (dir, manifest, _) = plain(4, 20_000, 1);
     let running = Server::start_all(dir.path(), 1, ServeOptions { max_frame: 64 << 10, ..ServeOptions::default() });

@@ -2,6 +2,8 @@
 
 use super::{exit_with, output};
 use crate::exec::{Options, Session};
+use crate::ir::Model;
+use crate::passes::shape_faults;
 use crate::{deploy, formats, ir};
 use std::path::PathBuf;
 
@@ -36,7 +38,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             return Err(exit_with(1, format!("{e}{more}")));
         }
     };
-    let mut faults = ir::verify(&model);
+    let mut faults = faults(&model);
     if faults.is_empty()
         && let Err(e) = Session::new(&model, Options { threads: 1, ..Options::default() })
         && !model.graph.ops().iter().any(|&id| model.graph.node(id).op().is_some_and(|o| &*o.domain == crate::ops::remote::DOMAIN))
@@ -49,6 +51,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     }
     output::line(format!("ok: {} nodes, {} parameters", model.graph.ops().len(), model.graph.params().len()))?;
     Ok(())
+}
+
+/// What is wrong with a model and can be told without compiling it: structure, and what shape inference finds.
+pub(super) fn faults(model: &Model) -> Vec<String> {
+    let faults = ir::verify(model);
+    if faults.is_empty() { shape_faults(model) } else { faults }
 }
 
 fn more(n: usize) -> String {

@@ -109,7 +109,8 @@ impl Difference {
                 for (p, q) in x.iter().zip(&y) {
                     let difference = if p == q || (p.is_nan() && q.is_nan()) { 0.0 } else { (p - q).abs() };
                     self.largest = self.largest.max(if difference.is_nan() { f64::INFINITY } else { difference });
-                    self.beyond += usize::from(!(difference <= atol + rtol * q.abs()));
+                    let within = difference <= atol + rtol * q.abs();
+                    self.beyond += usize::from(!within);
                 }
             }
             _ if x == y => {}

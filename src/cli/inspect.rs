@@ -1,8 +1,8 @@
 //! `graphtool inspect`
 
-use super::{output, size};
+use super::{exit_with, output, size};
 use crate::ir::{Kind, Model};
-use crate::passes::{Pass, RemoteLookup, Report};
+use crate::passes::{InlineFunctions, Pass, RemoteLookup, Report, hidden_in_functions};
 use crate::{deploy, formats};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -38,6 +38,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         (model, facts)
     } else {
         let model = formats::load(&args.model)?;
+        if let Some(fault) = super::check::faults(&model).into_iter().next() {
+            return Err(exit_with(1, format!("{}: {fault}", args.model.display())));
+        }
         let facts = describe(&model, "ONNX");
         (model, facts)
     };
@@ -83,7 +86,11 @@ fn describe(model: &Model, format: &str) -> Value {
 /// Every table with its lookups, and whether the rewriter would move it.
 fn tables(model: &Model) -> anyhow::Result<Value> {
     let mut report = Report::default();
-    RemoteLookup::default().run(&mut model.clone(), &mut report)?;
+    let mut copy = model.clone();
+    if hidden_in_functions(&copy) {
+        InlineFunctions.run(&mut copy, &mut report)?;
+    }
+    RemoteLookup::default().run(&mut copy, &mut report)?;
     let mut names: Vec<&str> = Vec::new();
     report.lookups.iter().for_each(|l| {
         if !names.contains(&l.table.as_str()) {

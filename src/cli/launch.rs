@@ -1,6 +1,6 @@
 //! `graphtool launch`
 
-use super::run::JobArgs;
+use super::run::{ABSENT_IDS, JobArgs};
 use super::{exit_with, output, rewrite, usage};
 use crate::deploy;
 use crate::job::launch::{LaunchError, LaunchOptions, launch};
@@ -37,7 +37,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if args.server_num == 0 || args.worker_num == 0 {
         return Err(usage("--server_num and --worker_num must be at least 1"));
     }
-    if args.job.input.is_none() {
+    if args.job.input.is_empty() {
         return Err(usage("--input is missing"));
     }
     let dir = if deploy::is_deployment(&args.model) {
@@ -54,7 +54,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         let shards = manifest.shards;
         return Err(usage(format!("{} pservers for {shards} shards: rewrite with --shards {} or more", args.server_num, args.server_num)));
     }
-    let summary = args.job.metrics_out.clone();
     let options = LaunchOptions {
         program: std::env::current_exe()?,
         server_args: child_args(&args, &dir, false),
@@ -90,13 +89,21 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         };
         exit_with(code, e)
     })?;
-    let _ = summary;
     let log = args.log_dir.join("workerlog.0");
     let text = std::fs::read_to_string(&log).unwrap_or_default();
     // Worker 0's last words are the summary of the job.
     let lines: Vec<&str> =
         text.lines().filter(|l| l.contains("samples in ") || l.starts_with("one run in ") || l.starts_with("logloss ")).collect();
     lines.into_iter().try_for_each(output::line)?;
+    // Each worker counts the absent ids of its own batches.
+    let absent = |rank: usize| {
+        let text = std::fs::read_to_string(args.log_dir.join(format!("workerlog.{rank}"))).unwrap_or_default();
+        text.lines().rev().find_map(|l| l.split_once(ABSENT_IDS)?.0.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let total: u64 = (0..args.worker_num).map(absent).sum();
+    if total > 0 {
+        output::line(format!("{total}{ABSENT_IDS}"))?;
+    }
     Ok(())
 }
 
@@ -118,7 +125,8 @@ fn child_args(args: &Args, dir: &std::path::Path, worker: bool) -> Vec<String> {
     flag("--batch-size", job.batch_size.to_string());
     flag("--connect-timeout", job.connect_timeout.to_string());
     flag("--rpc-timeout", job.rpc_timeout.to_string());
-    for (name, path) in [("--input", &job.input), ("--output", &job.output), ("--metrics-out", &job.metrics_out)] {
+    job.input.iter().for_each(|p| flag("--input", p.display().to_string()));
+    for (name, path) in [("--output", &job.output), ("--metrics-out", &job.metrics_out)] {
         if let Some(p) = path {
             flag(name, p.display().to_string());
         }

@@ -1,8 +1,12 @@
 //! The command line: one file per command. The only place that prints and reads the environment.
 
+mod bench;
 mod check;
 mod compare;
+mod convert;
+mod diff;
 mod dump;
+mod import_tables;
 mod inspect;
 mod launch;
 mod merge;
@@ -33,9 +37,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Bench(bench::Args),
     Check(check::Args),
     Compare(compare::Args),
+    Convert(convert::Args),
+    Diff(diff::Args),
     Dump(dump::Args),
+    ImportTables(import_tables::Args),
     Inspect(inspect::Args),
     Launch(launch::Args),
     Merge(merge::Args),
@@ -108,9 +116,13 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
+        Command::Bench(a) => bench::run(a),
         Command::Check(a) => check::run(a),
         Command::Compare(a) => compare::run(a),
+        Command::Convert(a) => convert::run(a),
+        Command::Diff(a) => diff::run(a),
         Command::Dump(a) => dump::run(a),
+        Command::ImportTables(a) => import_tables::run(a),
         Command::Inspect(a) => inspect::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Merge(a) => merge::run(a),

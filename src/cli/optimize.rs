@@ -27,10 +27,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let changed = pipeline.run(&mut model, &mut report)?;
     let name =
         args.output.file_name().ok_or_else(|| usage(format!("{} has no name", args.output.display())))?.to_string_lossy().into_owned();
-    let (temp, data) = (TempPath::beside(&args.output)?, TempPath::beside(&args.output.with_file_name(format!("{name}.data")))?);
-    let data_temp = data.path().file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    // The model names its data file by the final name, so it is written in a directory of its own where there is one.
-    let _ = data_temp;
+    // The model names its data file by its final name, so both are written into a directory of their own first.
+    let temp = TempPath::beside(&args.output)?;
     let dir = temp.path().with_extension("dir");
     std::fs::create_dir(&dir)?;
     let written = to_file(&model, &dir.join(&name), &format!("{name}.data"), External::Keep(EXTERNAL_ABOVE));

@@ -2,7 +2,7 @@
 
 use super::{exit_with, output, size, usage};
 use crate::deploy::{Outcome, RewriteOptions, rewrite};
-use crate::passes::Selection;
+use crate::passes::{NameFilter, Selection};
 use crate::plan::{Mode, Sharding};
 use std::path::{Path, PathBuf};
 
@@ -37,6 +37,9 @@ pub(super) struct Options {
     /// Tables of fewer bytes stay in the model
     #[arg(long, default_value = "64KiB", value_parser = size::parse, value_name = "SIZE")]
     min_bytes: u64,
+    /// Serve tables that have other readers too (tied weights), and keep them in the model for those
+    #[arg(long)]
+    keep_shared: bool,
     /// Combine an output over all workers: sum, mean, max or min
     #[arg(long, value_name = "OUTPUT=OP")]
     all_reduce: Vec<String>,
@@ -55,7 +58,7 @@ impl Options {
             "column" => Mode::All(Sharding::Column),
             _ => Mode::Auto,
         };
-        let names: Option<Box<dyn Fn(&str) -> bool>> = if self.tables.is_empty() {
+        let names: Option<NameFilter> = if self.tables.is_empty() {
             None
         } else {
             let mut set = globset::GlobSetBuilder::new();
@@ -76,9 +79,10 @@ impl Options {
         Ok(RewriteOptions {
             shards: self.shards.max(at_least),
             mode,
-            selection: Selection { min_bytes: self.min_bytes, names },
+            selection: Selection { min_bytes: self.min_bytes, names, keep_shared: self.keep_shared },
             all_reduce: self.all_reduce.iter().map(pair).collect::<Result<_, _>>()?,
             plan,
+            ..RewriteOptions::default()
         })
     }
 }

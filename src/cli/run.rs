@@ -63,9 +63,9 @@ pub(super) struct Args {
 /// What every form of a job takes.
 #[derive(clap::Args, Clone)]
 pub(super) struct JobArgs {
-    /// Samples: .npz, .csv, or a folder in the layout of ONNX's test data
-    #[arg(short, long)]
-    pub(super) input: Option<PathBuf>,
+    /// Samples: .npz, .npy, .csv, .csv.gz, or a folder in the layout of ONNX's test data; several files are read as one
+    #[arg(short, long, num_args = 1..)]
+    pub(super) input: Vec<PathBuf>,
     /// Where outputs go: .npz, .csv, or a folder
     #[arg(short, long)]
     pub(super) output: Option<PathBuf>,
@@ -103,6 +103,9 @@ pub(super) struct JobArgs {
     #[arg(long, value_name = "FILE")]
     pub(super) metrics_out: Option<PathBuf>,
 }
+
+/// What follows the number of ids that a keyed table lacked.
+pub(super) const ABSENT_IDS: &str = " ids were absent from their table and got its row for absent ids";
 
 fn seconds(text: &str) -> Result<f64, String> {
     text.parse::<f64>().ok().filter(|s| *s > 0.0 && *s < 1e9).ok_or_else(|| format!("\"{text}\" is no number of seconds above 0"))
@@ -187,9 +190,6 @@ fn local(args: &Args) -> anyhow::Result<()> {
             ..Options::default()
         };
         return job(&args.job, &model, options, None, true);
-    }
-    if args.model.is_dir() {
-        anyhow::bail!("{}: no manifest.json: it is no deployment directory", args.model.display());
     }
     let model = formats::load(&args.model)?;
     job(&args.job, &model, Options { threads: args.job.threads.unwrap_or(0), ..Options::default() }, None, true)
@@ -305,9 +305,13 @@ fn job(
     comm: Option<(Arc<dyn comm::Comm>, tokio::runtime::Handle)>,
     root: bool,
 ) -> anyhow::Result<()> {
+    let store = options.store.clone();
     let session = Session::new(model, options)?;
-    let Some(input) = &args.input else { return Err(usage("--input is missing")) };
-    let source = data::open(input, &input_specs(&session), &data::Options { binds: args.bind.clone(), empty: args.empty.clone() })?;
+    if args.input.is_empty() {
+        return Err(usage("--input is missing"));
+    }
+    let source =
+        data::open_all(&args.input, &input_specs(&session), &data::Options { binds: args.bind.clone(), empty: args.empty.clone() })?;
     let sink = match &args.output {
         Some(path) if root => Some(data::create(path)?),
         _ => None,
@@ -332,6 +336,9 @@ fn job(
     let summary = summary?;
     if root {
         summarise(args, &summary, source.samples())?;
+    }
+    if let Some(absent) = store.map(|s| s.stats().absent).filter(|&n| n > 0) {
+        output::line(format!("{absent}{ABSENT_IDS}"))?;
     }
     Ok(())
 }

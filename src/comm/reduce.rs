@@ -30,8 +30,8 @@ fn elements<T: bytemuck::Pod>(bytes: &[u8]) -> impl Iterator<Item = T> + '_ {
 fn step<T: Number>(op: ReduceOp) -> fn(T, T) -> T {
     match op {
         ReduceOp::Sum | ReduceOp::Mean => T::add,
-        ReduceOp::Max => T::maximum,
-        ReduceOp::Min => T::minimum,
+        ReduceOp::Max => T::greater_of,
+        ReduceOp::Min => T::lesser_of,
     }
 }
 

@@ -1,8 +1,10 @@
-//! Folders in the layout of ONNX's test data: `input_0.pb`, `input_1.pb`, … in; `output_0.pb`, … out.
+//! Folders in the layout of ONNX's test data: `input_0.pb`, `input_1.pb`, … in; `output_0.pb`, … out. Read also: one array
+//! per input in `in_NAME.npy`, with lengths of sequences in `meta.json`, as PaddlePaddle's executor is recorded.
 
 use super::bound::fit;
 use super::collect::{Collected, put_all};
 use super::error::DataError;
+use super::npy::read_npy;
 use super::temp::TempPath;
 use super::{InputSpec, Samples, Sink, Source};
 use crate::formats::onnx::value::{decode_value, encode_value, tensor_prefix};
@@ -58,6 +60,15 @@ impl Folder {
     pub fn open(dir: &Path, specs: &[InputSpec]) -> Result<Self, DataError> {
         let mut found: Vec<Option<(PathBuf, Value)>> = specs.iter().map(|_| None).collect();
         let mut unnamed = Vec::new();
+        for (spec, found) in specs.iter().zip(&mut found) {
+            let path = dir.join(format!("in_{}.npy", spec.name));
+            if path.is_file() {
+                let tensor = read_npy(&map(&path)?).map_err(|e| DataError::file(&path, e))?;
+                *found = Some((path, tensor.into()));
+            } else if let Some(fed) = spec.name.strip_suffix(".lod") {
+                *found = offsets(dir, fed)?.map(|t| (dir.join("meta.json"), t.into()));
+            }
+        }
         for (k, path) in numbered(dir, "input")? {
             let bytes = map(&path)?;
             let named = specs.iter().enumerate().find_map(|(i, spec)| match decode_value(&bytes, Some(spec.kind)) {
@@ -98,6 +109,24 @@ impl Folder {
         let samples = Samples::Whole("a folder in the ONNX layout is one run".into());
         Ok(Self { path: dir.into(), values, samples })
     }
+}
+
+/// The offsets of a sequence input: the running sums of the lengths that `meta.json` lists.
+fn offsets(dir: &Path, input: &str) -> Result<Option<Tensor>, DataError> {
+    let path = dir.join("meta.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let meta: serde_json::Value = serde_json::from_slice(&map(&path)?).map_err(|e| DataError::file(&path, e))?;
+    let feeds = meta["feeds"].as_array().into_iter().flatten();
+    let lengths = feeds.filter(|f| f["name"] == input).find_map(|f| f["seq_lens"].as_array()?.last()?.as_array().cloned());
+    Ok(lengths.map(|lengths| {
+        let ends = lengths.iter().scan(0, |end, n| {
+            *end += n.as_i64().unwrap_or(0);
+            Some(*end)
+        });
+        Tensor::vector(std::iter::once(0).chain(ends).collect::<Vec<i64>>())
+    }))
 }
 
 impl Source for Folder {

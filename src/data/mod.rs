@@ -6,12 +6,14 @@ mod collect;
 pub mod csv;
 mod error;
 pub mod folder;
+mod many;
 pub mod npy;
 pub mod npz;
 mod temp;
 
 pub use bind::Bind;
 pub use error::DataError;
+pub use many::open_all;
 pub use temp::{TempPath, write_file};
 
 use crate::formats::onnx::value::ValueKind;
@@ -76,7 +78,7 @@ pub trait Source: Send + Sync {
 
 /// Where outputs go. Batches may come in any order; the file depends on their samples alone.
 pub trait Sink: Send {
-    /// Takes the outputs of `count` samples from sample `start` on; a whole run has `start` 0. Each call has the same outputs.
+    /// Takes the outputs of `count` samples from sample `start` on; a whole run has `start` 0 and [`whole_count`]. Each call has the same outputs.
     ///
     /// # Errors
     /// Outputs that the file cannot hold, or those of the system.
@@ -87,6 +89,11 @@ pub trait Sink: Send {
     /// # Errors
     /// Samples that are missing or came twice, or those of the system.
     fn finish(self: Box<Self>) -> Result<(), DataError>;
+}
+
+/// The count to write a whole run with: the first axis of its first output that has one.
+pub fn whole_count(outputs: &[(String, Value)]) -> usize {
+    outputs.iter().find_map(|(_, v)| v.as_tensor()?.shape().first().copied()).unwrap_or(1)
 }
 
 /// How a data file is read.

@@ -161,6 +161,22 @@ fn columns_of_a_text_file_are_bound_and_read_from_any_place() {
 }
 
 #[test]
+fn several_files_are_read_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = [file(&dir, "a.csv", "x\n1\n2\n"), file(&dir, "b.csv", "x\n"), file(&dir, "c.csv", "y,x\n0,3\n0,4\n")];
+    let source = open_all(&paths, &[spec("x", DType::I64, &[None])], &Options::default()).unwrap();
+    assert_eq!(*source.samples(), Samples::Count(4));
+    assert_eq!(shown(&source.read(1..4).unwrap()), "x int64[3] [2, 3, 4]");
+    assert_eq!(shown(&source.read(2..3).unwrap()), "x int64[1] [3]");
+    assert_eq!(shown(&source.read(4..4).unwrap()), "x int64[0] []");
+    assert_eq!(source.column("x", 0..4).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(source.tensor("x", 1..3).unwrap().as_slice::<String>().unwrap(), ["2", "3"]);
+    assert_eq!(failed(source.read(3..5)), "samples 3..5 of 4 in all files");
+    assert!(failed(source.column("y", 1..3)).contains("a.csv"));
+    assert!(failed(open_all(&[paths[0].clone(), dir.path().into()], &[], &Options::default())).contains("cannot stand among other files"));
+}
+
+#[test]
 fn a_bad_cell_is_named_by_line_and_column() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(&dir, "a.csv", "id,x,x\n1,2,3\n\nabc,4,5\n\"6\n\",7,8\n,9,9\n1,2\n");

@@ -25,7 +25,10 @@ pub fn merge(dir: &Path, output: &Path) -> Result<(), DeployError> {
     model.map_constants(&mut |name, c| {
         let Some(table) = c.tensor.absent_place().and_then(|p| p.strip_prefix("table ")).map(str::to_owned) else { return };
         match assemble(dir, &manifest, &table, &scratch.path) {
-            Ok(t) if t.dtype() == c.tensor.dtype() && t.shape() == c.tensor.shape() => c.tensor = t,
+            Ok(t) if t.dtype() == c.tensor.dtype() && t.len() == c.tensor.len() => match t.reshape(c.tensor.shape().clone()) {
+                Ok(t) => c.tensor = t,
+                Err(e) => drop(fault.get_or_insert_with(|| dir_error(dir, format!("\"{name}\": {e}")))),
+            },
             Ok(t) => {
                 let detail =
                     format!("\"{name}\": expected {}{}, the shards have {}{}", c.tensor.dtype(), c.tensor.shape(), t.dtype(), t.shape());
@@ -50,6 +53,9 @@ pub fn merge(dir: &Path, output: &Path) -> Result<(), DeployError> {
 /// A table from its pieces, as a view on a mapped file.
 fn assemble(dir: &Path, manifest: &Manifest, table: &str, scratch: &Path) -> Result<Tensor, DeployError> {
     let Some((index, entry)) = manifest.table(table) else { return Err(dir_error(dir, format!("the manifest has no table \"{table}\""))) };
+    if entry.keyed {
+        return Err(dir_error(dir, format!("table \"{table}\" is addressed by key; no model file can hold it")));
+    }
     let path = scratch.join(format!("{index}.table"));
     let io = |e: std::io::Error| dir_error(&path, e);
     let pieces = entry.pieces.iter().map(|p| PieceRows::open(dir, entry, p)).collect::<Result<Vec<_>, _>>()?;

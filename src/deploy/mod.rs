@@ -1,8 +1,10 @@
 //! Deployment directories: a model rewritten, its tables in shards, and the way back.
 
+mod checkpoint;
 mod merge;
 mod rewrite;
 
+pub use checkpoint::{KeyedRows, read_sparse, sparse_tables};
 pub use merge::merge;
 pub use rewrite::{Outcome, RewriteOptions, rewrite};
 

@@ -1,13 +1,16 @@
 //! From a model to a deployment directory: the passes, the plan, the shard files, all written aside and put in place at once.
 
-use super::{DeployError, ORIGINAL, WORKER, dir_error, is_deployment};
+use super::{DeployError, KeyedRows, ORIGINAL, WORKER, dir_error, is_deployment};
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External, to_file};
 use crate::ir::{Constant, Model, fingerprint};
-use crate::passes::{AllReduce, DeadCode, FoldConstants, MergeLookups, PartitionParams, Pipeline, RemoteLookup, Report, Selection};
-use crate::plan::{FORMAT_VERSION, Layout, Manifest, Mode, TableSize, plan};
-use crate::store::{checksum, write_table};
+use crate::passes::{
+    AllReduce, DeadCode, FoldConstants, HoistLookups, InlineFunctions, MergeLookups, PartitionParams, Pipeline, RemoteLookup, Report,
+    Selection, hidden_in_functions,
+};
+use crate::plan::{Absent, FORMAT_VERSION, Layout, Manifest, Mode, TableSize, plan};
+use crate::store::{checksum, write_keyed_table, write_table};
 use crate::tensor::Tensor;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -22,6 +25,8 @@ pub struct RewriteOptions {
     pub selection: Selection,
     /// Outputs to combine over the workers: name and operation.
     pub all_reduce: Vec<(String, String)>,
+    /// Rows by key, with the policy for absent keys, of tables whose elements the model does not hold.
+    pub keyed: HashMap<String, (KeyedRows, Absent)>,
     /// The text of a plan to follow instead of `shards` and `mode`.
     pub plan: Option<String>,
 }
@@ -63,12 +68,17 @@ pub fn rewrite(model: Model, dir: &Path, options: RewriteOptions) -> Result<Outc
     let mut original = model.clone();
     let mut model = model;
     let mut report = Report::default();
-    let pipeline = Pipeline::new()
+    let mut pipeline = Pipeline::new();
+    if hidden_in_functions(&model) {
+        pipeline = pipeline.with(InlineFunctions);
+    }
+    let pipeline = pipeline
         .with(RemoteLookup { selection: options.selection })
         .with(PartitionParams)
         .with(AllReduce { outputs: options.all_reduce })
         .with(FoldConstants::default())
         .with(DeadCode)
+        .with(HoistLookups)
         .with(MergeLookups);
     pipeline.run(&mut model, &mut report)?;
     let sizes = sizes(&report);
@@ -86,6 +96,11 @@ pub fn rewrite(model: Model, dir: &Path, options: RewriteOptions) -> Result<Outc
     let mut tables = Vec::new();
     for t in &report.tables {
         let Some(l) = layout.table(&t.name) else { continue };
+        if let Some((rows, absent)) = options.keyed.get(&t.name) {
+            let row_shape = &t.tensor.shape()[1..];
+            tables.push(write_keyed_table(tmp, &t.name, row_shape, &rows.keys, &rows.values, layout.shards, *absent).map_err(io(tmp))?);
+            continue;
+        }
         tables.push(write_table(tmp, &t.name, &t.tensor, l).map_err(io(tmp))?);
     }
     let mut files = BTreeMap::new();
@@ -97,10 +112,12 @@ pub fn rewrite(model: Model, dir: &Path, options: RewriteOptions) -> Result<Outc
         }
         files.insert(name.to_owned(), checksum(&path).map_err(io(&path))?);
     }
+    // Of the graph as it is read back: that is what every process of a job compares.
+    let written = crate::formats::load(&tmp.join(WORKER))?;
     let mut manifest = Manifest {
         format_version: FORMAT_VERSION,
         plan_id: String::new(),
-        fingerprint: fingerprint(&model),
+        fingerprint: fingerprint(&written),
         shards: layout.shards,
         files,
         tables,

@@ -27,6 +27,10 @@ fn tensor(v: Option<Value>, what: &str) -> Result<Tensor, String> {
     }
 }
 
+/// Iterations of a loop that only its condition ends, and the trip count above which it is one.
+const MAX_UNBOUNDED: i64 = 1 << 20;
+const MAX_BOUNDED: i64 = 1 << 26;
+
 /// Loop (since opset 1): `M` and `cond` may be left out; the body gets the iteration and the condition first.
 pub(super) fn run_loop(
     body: &Body,
@@ -58,6 +62,9 @@ pub(super) fn run_loop(
     let mut i = 0;
     while i < trips && go {
         r.tick().map_err(fail)?;
+        if i >= MAX_UNBOUNDED && trips > MAX_BOUNDED {
+            return Err(fail(format!("it does not end: its condition still holds after {MAX_UNBOUNDED} iterations")));
+        }
         let head = [Some(Value::Tensor(Tensor::scalar(i))), Some(Value::Tensor(Tensor::scalar(go)))];
         let n = carried.len();
         let inputs = head.into_iter().chain(carried.drain(..)).chain(captured.iter().cloned()).collect();
@@ -186,10 +193,7 @@ pub(super) fn run_scan(
     let mut columns: Vec<Vec<Tensor>> = vec![Vec::new(); body.plan.outputs.len()];
     for b in 0..batch {
         let inputs = tensors.iter().map(|t| pick(t, 0, b).map(|t| Some(Value::Tensor(t)))).collect::<Result<Vec<_>, _>>().map_err(fail)?;
-        let limit = match &lengths {
-            Some(l) => Some(l.get(b).copied().unwrap_or(0).max(0) as usize),
-            None => None,
-        };
+        let limit = lengths.as_ref().map(|l| l.get(b).copied().unwrap_or(0).max(0) as usize);
         let outputs = scan_once(body, attrs, fail, inputs, limit, &captured, r)?;
         for (column, v) in columns.iter_mut().zip(outputs) {
             column.push(tensor(Some(v), "output").map_err(fail)?);

@@ -4,7 +4,7 @@ use super::scheduler::Pending;
 use crate::comm::{Comm, ReduceOp};
 use crate::ir::{Attrs, OpName};
 use crate::ops::OpError;
-use crate::ops::remote::{LookupSpec, Negative, PoolMode, TableSpec};
+use crate::ops::remote::{LookupSpec, PoolMode, TableSpec, row_of};
 use crate::store::{Query, Store};
 use crate::tensor::{DType, Shape, Tensor, Value};
 use crate::{dispatch, dispatch_float, invalid, unsupported};
@@ -199,21 +199,16 @@ fn row_ids(table: &TableSpec, ids: &Tensor, keyed: bool) -> Result<(Vec<u64>, Op
         return Ok((ids.to_slice::<u64>().map_err(text)?.into_owned(), None));
     }
     let raw = ids.to_i64s().map_err(|e| format!("table \"{}\": ids: {e}", table.name))?;
-    if keyed {
-        return Ok((raw.into_iter().map(|id| id as u64).collect(), None));
-    }
-    let rows = table.rows as i64;
-    let lowest = if table.negative == Negative::Wrap { -rows } else { 0 };
     let mut out = Vec::with_capacity(raw.len());
     let mut places = table.padding.map(|_| Vec::with_capacity(raw.len()));
     for (position, id) in raw.into_iter().enumerate() {
-        if Some(id) == table.padding {
-            continue;
-        }
-        if !(lowest..rows).contains(&id) {
-            return Err(format!("table \"{}\": id {id} at position {position} is out of range, valid {lowest}..{}", table.name, rows - 1));
-        }
-        out.push(if id < 0 { id + rows } else { id } as u64);
+        let row = match keyed {
+            true if Some(id) == table.padding => None,
+            true => Some(id as u64),
+            false => row_of(table, id, position)?,
+        };
+        let Some(row) = row else { continue };
+        out.push(row);
         if let Some(places) = &mut places {
             places.push(position);
         }
@@ -278,7 +273,7 @@ fn pool(rows: &Tensor, bags: &[std::ops::Range<usize>], weights: Option<&Tensor>
                     }
                     acc = Some(match (acc, mode) {
                         (None, _) => x,
-                        (Some(a), PoolMode::Max) => a.maximum(x),
+                        (Some(a), PoolMode::Max) => a.greater_of(x),
                         (Some(a), _) => a.add(x),
                     });
                 }

@@ -3,7 +3,7 @@
 
 use super::ExecError;
 use super::host::{self, HostStep};
-use crate::ir::{Attrs, Graph, Kind, Model, NodeId, OpName, OpsetImport, Type, ValueId, opset_version};
+use crate::ir::{self, Attr, Attrs, Function, Graph, Kind, Model, NodeId, OpName, OpsetImport, Type, ValueId, opset_version};
 use crate::ops::{self, Args, Kernel, OpCtx, OpDef, Run};
 use crate::tensor::{Tensor, Value};
 use std::collections::HashMap;
@@ -71,14 +71,12 @@ pub(super) struct Plan {
     pub(super) outputs: Vec<Source>,
     pub(super) output_names: Vec<String>,
     pub(super) output_types: Vec<Option<Type>>,
-    /// Steps in this plan and in all that it runs, each as often as one run of its caller starts it.
-    pub(super) weight: u64,
     /// Whether some step, here or within, waits for a store or for other ranks.
     pub(super) waits: bool,
 }
 
-/// Steps that calls of functions may expand to.
-const MAX_WEIGHT: u64 = 20_000_000;
+/// Nodes of functions that may be compiled, each call with other attributes anew.
+const MAX_COMPILED: usize = 200_000;
 /// Bytes of constants that are folded when a plan is compiled.
 const FOLD_BYTES: usize = 1 << 26;
 
@@ -86,8 +84,11 @@ pub(super) struct Compiler<'m> {
     model: &'m Model,
     /// Functions being compiled, to find one that calls itself.
     stack: Vec<(String, String, String)>,
-    /// Plans of functions that are called without attributes.
-    functions: HashMap<OpName, Arc<Plan>>,
+    /// Plans of functions by the attributes of the call, where those are short.
+    functions: HashMap<(OpName, String), Arc<Plan>>,
+    defined: HashMap<OpName, &'m Function>,
+    /// Nodes compiled in functions so far.
+    compiled: usize,
 }
 
 fn node_error(graph: &Graph, id: NodeId, detail: impl ToString) -> ExecError {
@@ -97,10 +98,14 @@ fn node_error(graph: &Graph, id: NodeId, detail: impl ToString) -> ExecError {
 
 impl<'m> Compiler<'m> {
     pub(super) fn new(model: &'m Model) -> Self {
-        Self { model, stack: Vec::new(), functions: HashMap::new() }
+        let defined = model.functions.iter().rev().map(|f| (f.op(), f)).collect();
+        Self { model, stack: Vec::new(), functions: HashMap::new(), defined, compiled: 0 }
     }
 
     pub(super) fn main(&mut self) -> Result<Plan, ExecError> {
+        if let Some(fault) = ir::function_faults(self.model) {
+            return Err(ExecError::Model(fault));
+        }
         self.graph(&self.model.graph, &self.model.opset_imports)
     }
 
@@ -141,9 +146,6 @@ impl<'m> Compiler<'m> {
             plan.output_types.push(output.ty.clone());
         }
         plan.mark_last_uses();
-        if plan.weight > MAX_WEIGHT {
-            return Err(ExecError::Model(format!("its functions expand to more than {MAX_WEIGHT} steps")));
-        }
         Ok(plan)
     }
 
@@ -159,20 +161,20 @@ impl<'m> Compiler<'m> {
         let Some(op) = node.op() else { return Ok(()) };
         let inputs: Vec<Option<Source>> = node.inputs().iter().map(|v| v.map(|v| sources[&v])).collect();
         let wanted: Vec<bool> = node.outputs.iter().map(|o| !o.name.is_empty()).collect();
-        let (action, weight, waits) = if self.model.function(op).is_some() {
+        let (action, waits) = if self.defined.contains_key(op) {
             let called = self.function(op, &node.attrs).map_err(|e| within(graph, id, e))?;
             if called.inputs.len() < inputs.len() || called.outputs.len() < node.outputs.len() {
                 let detail = format!("the function takes {} inputs and {} outputs", called.inputs.len(), called.outputs.len());
                 return Err(node_error(graph, id, detail));
             }
-            (Action::Call(called.clone()), called.weight, called.waits)
+            (Action::Call(called.clone()), called.waits)
         } else {
             let def = ops::find(op).ok_or_else(|| node_error(graph, id, "this build has no kernel for the op"))?;
             let version = self.version(def, op, opsets).map_err(|d| node_error(graph, id, d))?;
-            check_arity(def, node.inputs().len(), node.outputs.len()).map_err(|d| node_error(graph, id, d))?;
+            def.check_arity(node.inputs().len(), node.outputs.len()).map_err(|d| node_error(graph, id, d))?;
             match def.run {
                 Run::Control => self.control(graph, id, opsets, version, sources, plan)?,
-                Run::Host => (Action::Host(host::build(op, &node.attrs, inputs.len()).map_err(|e| node_error(graph, id, e))?), 1, true),
+                Run::Host => (Action::Host(host::build(op, &node.attrs, inputs.len()).map_err(|e| node_error(graph, id, e))?), true),
                 Run::Kernel(build) => {
                     let constants: Vec<Option<&Tensor>> = inputs.iter().map(|s| constant(plan, *s)).collect();
                     let cx = OpCtx { op, attrs: &node.attrs, version, inputs: inputs.len(), outputs: &wanted, constants: &constants };
@@ -181,13 +183,16 @@ impl<'m> Compiler<'m> {
                         && let Some(values) = fold(&kernel, plan, &inputs)
                         && values.len() >= node.outputs.len()
                     {
-                        for (slot, value) in values.into_iter().enumerate().take(node.outputs.len()) {
+                        for (slot, mut value) in values.into_iter().enumerate().take(node.outputs.len()) {
+                            if let (Value::Tensor(t), false) = (&mut value, only_by_bytes(graph, id)) {
+                                *t = std::mem::take(t).aligned();
+                            }
                             sources.insert(id.value(slot as u32), Source::Const(plan.constants.len()));
                             plan.constants.push(value);
                         }
                         return Ok(());
                     }
-                    (Action::Kernel(kernel), 1, false)
+                    (Action::Kernel(kernel), false)
                 }
             }
         };
@@ -199,7 +204,6 @@ impl<'m> Compiler<'m> {
                 plan.slots - 1
             }));
         }
-        plan.weight = plan.weight.saturating_add(weight);
         plan.waits |= waits;
         let (last, label) = (vec![false; inputs.len()], node.label().to_owned());
         plan.steps.push(Step { action, label, op: op.clone(), inputs, outputs, last, free: Vec::new() });
@@ -219,12 +223,12 @@ impl<'m> Compiler<'m> {
     }
 
     fn function(&mut self, op: &OpName, attrs: &Attrs) -> Result<Arc<Plan>, ExecError> {
-        if attrs.is_empty()
-            && let Some(plan) = self.functions.get(op)
-        {
+        let short = |a: &Attr| matches!(a, Attr::Int(_) | Attr::Float(_) | Attr::String(_) | Attr::Ints(_) | Attr::Floats(_));
+        let call = attrs.iter().all(|(_, a)| short(a)).then(|| (op.clone(), format!("{attrs:?}")));
+        if let Some(plan) = call.as_ref().and_then(|c| self.functions.get(c)) {
             return Ok(plan.clone());
         }
-        let Some(function) = self.model.function(op) else { return Err(ExecError::Model(format!("no function {op}"))) };
+        let Some(function) = self.defined.get(op).copied() else { return Err(ExecError::Model(format!("no function {op}"))) };
         let key = (function.domain.clone(), function.name.clone(), function.overload.clone());
         if self.stack.contains(&key) {
             return Err(ExecError::Model(format!("function \"{}\" calls itself", function.name)));
@@ -232,14 +236,20 @@ impl<'m> Compiler<'m> {
         if self.stack.len() > 100 {
             return Err(ExecError::Model("functions call each other more than 100 deep".into()));
         }
+        self.compiled += function.graph.ops().len();
+        if self.compiled > MAX_COMPILED {
+            return Err(ExecError::Model(format!(
+                "calls of functions with other attributes each time stand for more than {MAX_COMPILED} nodes"
+            )));
+        }
         self.stack.push(key);
         let body = function.instantiate(attrs);
         let opsets = if function.opset_imports.is_empty() { &self.model.opset_imports } else { &function.opset_imports };
         let plan = self.graph(&body, opsets);
         self.stack.pop();
         let plan = Arc::new(plan?);
-        if attrs.is_empty() {
-            self.functions.insert(op.clone(), plan.clone());
+        if let Some(call) = call {
+            self.functions.insert(call, plan.clone());
         }
         Ok(plan)
     }
@@ -252,9 +262,8 @@ impl<'m> Compiler<'m> {
         version: i64,
         sources: &HashMap<ValueId, Source>,
         plan: &mut Plan,
-    ) -> Result<(Action, u64, bool), ExecError> {
+    ) -> Result<(Action, bool), ExecError> {
         let node = graph.node(id);
-        let mut weight = 1u64;
         let mut waits = false;
         let mut body = |name: &str| -> Result<Body, ExecError> {
             let g = node.attrs.graph(name).map_err(|e| node_error(graph, id, e))?;
@@ -268,7 +277,6 @@ impl<'m> Compiler<'m> {
                     .ok_or_else(|| node_error(graph, id, format!("its body reads \"{name}\", which is made by nobody")))
             });
             let captures = captures.collect::<Result<Vec<_>, _>>()?;
-            weight = weight.saturating_add(inner.weight);
             waits |= inner.waits;
             Ok(Body { plan: inner, captures })
         };
@@ -294,7 +302,7 @@ impl<'m> Compiler<'m> {
             other => return Err(node_error(graph, id, format!("no executor for {other}"))),
         };
         let _ = plan;
-        Ok((action, weight, waits))
+        Ok((action, waits))
     }
 }
 
@@ -303,21 +311,6 @@ fn within(graph: &Graph, id: NodeId, e: ExecError) -> ExecError {
         ExecError::Model(detail) => node_error(graph, id, detail),
         other => other,
     }
-}
-
-fn check_arity(def: &OpDef, inputs: usize, outputs: usize) -> Result<(), String> {
-    let range = |(lo, hi): (usize, usize)| match hi {
-        usize::MAX => format!("at least {lo}"),
-        _ if lo == hi => lo.to_string(),
-        _ => format!("{lo} to {hi}"),
-    };
-    if inputs < def.inputs.0 || inputs > def.inputs.1 {
-        return Err(format!("expected {} inputs, found {inputs}", range(def.inputs)));
-    }
-    if outputs > def.outputs.1 {
-        return Err(format!("expected {} outputs, found {outputs}", range(def.outputs)));
-    }
-    Ok(())
 }
 
 fn constant(plan: &Plan, source: Option<Source>) -> Option<&Tensor> {
@@ -352,7 +345,8 @@ fn fold(kernel: &Kernel, plan: &Plan, inputs: &[Option<Source>]) -> Option<ops::
 /// Whether all readers of a constant read its bytes as they lie, so that a mapped table is never copied.
 fn only_by_bytes(graph: &Graph, id: NodeId) -> bool {
     let uses = graph.uses(id.value(0));
-    !uses.is_empty() && uses.iter().all(|u| u.operand == Some(0) && graph.node(u.node).op().is_some_and(|op| op.is("Gather")))
+    let lookup = |op: &OpName| op.is("Gather") || (&*op.domain == ops::remote::DOMAIN && &*op.name == "Lookup");
+    !uses.is_empty() && uses.iter().all(|u| u.operand == Some(0) && graph.node(u.node).op().is_some_and(lookup))
 }
 
 /// Operators in the order in which they start: those that lookups wait for and the lookups, then those that wait for no
@@ -374,7 +368,9 @@ fn schedule(graph: &Graph) -> Result<Vec<NodeId>, ExecError> {
     for &id in order.iter().rev() {
         let need = is_host(id) || needed.get(&id).copied().unwrap_or(false);
         if need {
-            reads(id).into_iter().for_each(|r| drop(needed.insert(r, true)));
+            reads(id).into_iter().for_each(|r| {
+                needed.insert(r, true);
+            });
         }
         needed.insert(id, need);
     }

@@ -1,6 +1,7 @@
 //! File formats. A model's format is told by its content, never by its name.
 
 pub mod onnx;
+pub mod paddle;
 
 use crate::ir::Model;
 use crate::tensor::map_file;
@@ -24,11 +25,19 @@ fn fault(path: &Path, detail: impl ToString) -> LoadError {
     LoadError { path: path.to_owned(), detail: detail.to_string(), more: Vec::new() }
 }
 
-/// Loads the model in a file. Elements of tensors stay views on the mapped file.
+/// Loads the model in a file, or in the directory of a PaddlePaddle program. Elements of tensors stay views on the mapped
+/// file.
 ///
 /// # Errors
 /// A file that cannot be read, is of no known format, or is at fault.
 pub fn load(path: &Path) -> Result<Model, LoadError> {
+    let found;
+    let path = if path.is_dir() {
+        found = paddle::in_directory(path)?;
+        found.as_path()
+    } else {
+        path
+    };
     let file = File::open(path).map_err(|e| fault(path, e))?;
     let meta = file.metadata().map_err(|e| fault(path, e))?;
     if !meta.is_file() {
@@ -37,6 +46,9 @@ pub fn load(path: &Path) -> Result<Model, LoadError> {
     let bytes = map_file(&file).map_err(|e| fault(path, e))?;
     if let Some(other) = foreign(&bytes) {
         return Err(fault(path, other));
+    }
+    if let Some(program) = paddle::program(&bytes) {
+        return paddle::load(path, &program, &|_| false);
     }
     let files = onnx::external::ExternalFiles::of_model(path).map_err(|e| fault(path, e))?;
     onnx::read::read(bytes, &files).map_err(|e| {

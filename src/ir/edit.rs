@@ -32,6 +32,8 @@ pub struct Edit<'g> {
     types: Vec<(ValueId, Type)>,
     outputs: Vec<(usize, ValueId)>,
     removed: Vec<NodeId>,
+    /// Added nodes whose names are final.
+    exact: HashSet<NodeId>,
 }
 
 impl Graph {
@@ -47,6 +49,7 @@ impl Graph {
             types: Vec::new(),
             outputs: Vec::new(),
             removed: Vec::new(),
+            exact: HashSet::new(),
         }
     }
 }
@@ -100,6 +103,74 @@ impl Edit<'_> {
         let ty = Some(Type::of(constant.tensor.dtype(), constant.tensor.shape()));
         let outputs = vec![Output { name: name.to_owned(), ty, info: None }];
         self.push(Node { outputs, ..blank(Kind::Param(constant)) }, None).value(0)
+    }
+
+    /// In a body: the value of that name of an outer graph.
+    pub fn add_capture(&mut self, name: &str) -> ValueId {
+        if let Some(&c) = self.graph.captures.iter().find(|&&c| self.graph.node(c).outputs[0].name == name) {
+            return c.value(0);
+        }
+        if let Some(i) = self.added.iter().position(|(n, _)| matches!(n.kind, Kind::Capture) && n.outputs[0].name == name) {
+            return NodeId(NEW + i as u32).value(0);
+        }
+        let outputs = vec![Output { name: name.to_owned(), ..Output::default() }];
+        let id = self.push(Node { outputs, ..blank(Kind::Capture) }, None);
+        self.exact.insert(id);
+        id.value(0)
+    }
+
+    /// Adds an input at the end.
+    pub fn add_input(&mut self, name: &str) -> ValueId {
+        let outputs = vec![Output { name: name.to_owned(), ..Output::default() }];
+        self.push(Node { outputs, ..blank(Kind::Input(None)) }, None).value(0)
+    }
+
+    /// Adds the nodes and constants of `inner` before `before`, its inputs being `inputs`; gives back what its outputs are.
+    /// All its values get fresh names, those in its bodies too.
+    ///
+    /// # Errors
+    /// An output or a body reads an input that is not given.
+    pub fn splice(
+        &mut self,
+        mut inner: Graph,
+        inputs: &[Option<ValueId>],
+        before: NodeId,
+        names: &mut Names,
+    ) -> Result<Vec<ValueId>, EditError> {
+        let formal: Vec<(NodeId, Option<ValueId>)> =
+            inner.inputs.iter().enumerate().map(|(i, &id)| (id, inputs.get(i).copied().flatten())).collect();
+        for &(id, given) in &formal {
+            let old = inner.name_of(id.value(0)).to_owned();
+            let readers: Vec<NodeId> = inner.uses(id.value(0)).into_iter().filter(|u| u.operand.is_none()).map(|u| u.node).collect();
+            match given.and_then(|v| self.output(v)) {
+                Some(o) => readers.into_iter().for_each(|r| inner.rename_captured(r, &old, &o.name)),
+                None if !readers.is_empty() => return self.fail(format!("a body reads \"{old}\", which the call leaves out")),
+                None => {}
+            }
+        }
+        inner.freshen(names);
+        let mut map: HashMap<ValueId, Option<ValueId>> = formal.iter().map(|&(id, given)| (id.value(0), given)).collect();
+        let order = inner.topological().map_err(|e| EditError { label: self.label.clone(), detail: e.0 })?;
+        for id in inner.params.iter().copied().chain(order) {
+            let node = inner.node(id);
+            if matches!(node.kind, Kind::Input(_)) {
+                continue;
+            }
+            let operands = node.inputs.iter().map(|v| v.and_then(|v| map.get(&v).copied().flatten())).collect();
+            let new = self.push(Node { inputs: operands, ..node.clone() }, node.op().map(|_| before));
+            self.exact.insert(new);
+            for slot in 0..node.outputs.len() as u32 {
+                map.insert(id.value(slot), Some(new.value(slot)));
+            }
+        }
+        let mut outputs = Vec::with_capacity(inner.outputs.len());
+        for o in &inner.outputs {
+            match map.get(&o.value).copied().flatten() {
+                Some(v) => outputs.push(v),
+                None => return self.fail(format!("\"{}\" is an input that the call leaves out", inner.name_of(o.value))),
+            }
+        }
+        Ok(outputs)
     }
 
     /// Every reader of `old` (bodies and graph outputs too) reads `new` instead.
@@ -301,10 +372,11 @@ impl Edit<'_> {
         for (i, (mut node, _)) in self.added.into_iter().enumerate() {
             node.inputs.clear();
             let is_op = node.op().is_some();
-            if is_op && !node.name.is_empty() {
+            let exact = self.exact.contains(&NodeId(NEW + i as u32));
+            if is_op && !exact && !node.name.is_empty() {
                 node.name = names.fresh(&node.name);
             }
-            for (slot, o) in node.outputs.iter_mut().enumerate().filter(|(_, o)| !o.name.is_empty()) {
+            for (slot, o) in node.outputs.iter_mut().enumerate().filter(|(_, o)| !exact && !o.name.is_empty()) {
                 // A name that is taken over is still its old owner's; it is given below.
                 let later = take_over.contains_key(&NodeId(NEW + i as u32).value(slot as u32));
                 o.name = if later { format!("\u{0}{i}.{slot}") } else { names.fresh(&o.name) };
@@ -312,6 +384,10 @@ impl Edit<'_> {
             let id = graph.add_node(node);
             if is_op {
                 placed.push((anchors[i].and_then(|a| positions.get(&a).copied()).unwrap_or(usize::MAX), id));
+            } else if matches!(graph.node(id).kind, Kind::Capture) {
+                graph.captures.push(id);
+            } else if matches!(graph.node(id).kind, Kind::Input(_)) {
+                graph.inputs.push(id);
             } else {
                 graph.params.push(id);
             }
@@ -323,6 +399,11 @@ impl Edit<'_> {
         lists.sort_by_key(|(id, _)| *id);
         for (id, list) in lists {
             graph.set_operands(real_node(id), list.into_iter().map(|v| v.map(real)).collect());
+        }
+        for &id in ids.iter().chain(self.attrs.iter().map(|(id, ..)| id).filter(|id| id.0 < NEW && !removed.contains(id))) {
+            if graph.node(id).has_bodies() {
+                graph.refresh_captures_only(id);
+            }
         }
         for (v, ty) in self.types {
             let v = real(v);
@@ -363,7 +444,11 @@ impl Edit<'_> {
             if let Some(old) = old {
                 graph.node_mut(old.node).outputs[old.slot as usize].name = String::from("\u{0}old");
             }
-            graph.rename(real(*new), name);
+            let new = real(*new);
+            let was = graph.name_of(new).to_owned();
+            let readers: Vec<NodeId> = graph.uses(new).into_iter().filter(|u| u.operand.is_none()).map(|u| u.node).collect();
+            readers.into_iter().for_each(|r| graph.rename_captured(r, &was, name));
+            graph.rename(new, name);
         }
         for (v, name) in identities {
             let old = graph.value(&name);
@@ -393,6 +478,9 @@ impl Edit<'_> {
             readers.iter().for_each(|&r| graph.rename_captured(r, &name, &renamed));
             graph.rename(old, &renamed);
             graph.rename(new, &name);
+            let output = &mut graph.node_mut(old.node).outputs[old.slot as usize];
+            // What was stated as the interface's type is from now on stated as the value's.
+            output.info = output.info.take().or(output.ty.is_some().then(Default::default));
             graph.outputs[index].value = new;
         }
         // New nodes stand before their anchors; a stable sort then repairs what that left out of order.

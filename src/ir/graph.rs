@@ -4,6 +4,7 @@
 //! Ids are petgraph's and are re-used after a removal, so none may be kept across a commit.
 
 use super::attr::{Attr, Attrs, Constant, Residue};
+use super::model::Names;
 use super::node::{Kind, Node, OpName, Output, Use};
 use super::types::Type;
 use petgraph::Direction::{Incoming, Outgoing};
@@ -431,13 +432,55 @@ impl Graph {
     }
 
     pub(super) fn refresh_captures(&mut self, id: NodeId) {
+        self.refresh_captures_only(id);
+        self.drop_unused_captures();
+    }
+
+    /// As [`Graph::refresh_captures`]; captures that nobody reads any more are left.
+    pub(super) fn refresh_captures_only(&mut self, id: NodeId) {
         let stale: Vec<_> = self.g.edges_directed(id.index(), Incoming).filter(|e| e.weight().operand.is_none()).map(|e| e.id()).collect();
         for e in stale {
             self.g.remove_edge(e);
         }
         // A body of the main graph that reads a name nobody makes is refused before an edit gets here.
         let _ = self.connect_captures(id, true);
-        self.drop_unused_captures();
+    }
+
+    /// Gives every value and node here and in the bodies within a name that nobody has; inputs and captures of this graph
+    /// keep theirs.
+    pub(super) fn freshen(&mut self, names: &mut Names) {
+        let listed: Vec<NodeId> = self.params.iter().chain(&self.order).copied().collect();
+        for id in listed {
+            if matches!(self.node(id).kind, Kind::Input(_)) {
+                continue;
+            }
+            for slot in 0..self.node(id).outputs.len() as u32 {
+                self.rename_everywhere(id.value(slot), names);
+            }
+            let node = self.node_mut(id);
+            if !node.name.is_empty() {
+                node.name = names.fresh(&node.name);
+            }
+            for (_, attr) in node.attrs.iter_mut() {
+                for body in attr.graphs_mut() {
+                    for input in body.inputs.clone() {
+                        body.rename_everywhere(input.value(0), names);
+                    }
+                    body.freshen(names);
+                }
+            }
+        }
+    }
+
+    fn rename_everywhere(&mut self, v: ValueId, names: &mut Names) {
+        let old = self.name_of(v).to_owned();
+        if old.is_empty() {
+            return;
+        }
+        let new = names.fresh(&old);
+        let readers: Vec<NodeId> = self.uses(v).into_iter().filter(|u| u.operand.is_none()).map(|u| u.node).collect();
+        readers.into_iter().for_each(|r| self.rename_captured(r, &old, &new));
+        self.rename(v, &new);
     }
 
     pub(super) fn drop_unused_captures(&mut self) {

@@ -18,4 +18,4 @@ pub use node::{Kind, Node, OpName, Output, Use, normal_domain};
 pub use parse::{ParseError, parse_model};
 pub use print::{digest, fingerprint, print_graph, print_model};
 pub use types::{Dim, Type};
-pub use verify::verify;
+pub use verify::{MAX_EXPANSION, function_faults, verify};

@@ -2,7 +2,7 @@
 
 use super::attr::{Attrs, Residue};
 use super::graph::{Graph, NodeId, ValueId};
-use super::node::{Kind, normal_domain};
+use super::node::{Kind, OpName, normal_domain};
 use std::collections::BTreeSet;
 
 /// The version of an operator set that a model or function imports.
@@ -38,6 +38,11 @@ pub struct Function {
 }
 
 impl Function {
+    /// The op by which a node calls it.
+    pub fn op(&self) -> OpName {
+        OpName { overload: self.overload.as_str().into(), ..OpName::new(&self.domain, &self.name) }
+    }
+
     /// The body with the references to attributes replaced by those of a call, or by their defaults.
     pub fn instantiate(&self, call: &Attrs) -> Graph {
         let mut graph = self.graph.clone();

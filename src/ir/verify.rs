@@ -4,13 +4,17 @@
 //! * every operand exists, and the nodes can be put in an order in which each follows what it reads;
 //! * what a body captures is made by a graph around it; the main graph and functions capture nothing;
 //! * an attribute that refers to a function's attribute stands in a function;
-//! * a graph output is a value of its graph.
+//! * a graph output is a value of its graph;
+//! * no function calls itself, and all calls together stand for a number of nodes that can be run.
 
 use super::attr::Attr;
 use super::graph::Graph;
-use super::model::Model;
-use super::node::Kind;
-use std::collections::HashSet;
+use super::model::{Function, Model};
+use super::node::{Kind, OpName};
+use std::collections::{HashMap, HashSet};
+
+/// Nodes that the calls of functions may stand for.
+pub const MAX_EXPANSION: u64 = 2_000_000;
 
 /// Every fault of a model's structure, each on a line of its own; empty for a valid one.
 pub fn verify(model: &Model) -> Vec<String> {
@@ -19,7 +23,75 @@ pub fn verify(model: &Model) -> Vec<String> {
     for f in &model.functions {
         graph(&f.graph, &format!("function \"{}\": ", f.name), true, &HashSet::new(), &mut faults);
     }
+    faults.extend(function_faults(model));
     faults
+}
+
+/// The functions that a graph calls, its bodies included, and its other nodes.
+fn called(g: &Graph, index: &HashMap<OpName, usize>) -> (Vec<usize>, u64) {
+    let (mut calls, mut own) = (Vec::new(), 0);
+    let mut graphs = vec![g];
+    while let Some(g) = graphs.pop() {
+        for &id in g.ops() {
+            let node = g.node(id);
+            match node.op().and_then(|op| index.get(op)) {
+                Some(&f) => calls.push(f),
+                None => own += 1,
+            }
+            graphs.extend(node.attrs.iter().flat_map(|(_, a)| a.graphs()));
+        }
+    }
+    (calls, own)
+}
+
+/// A function that calls itself, or calls that stand for too many nodes.
+pub fn function_faults(model: &Model) -> Option<String> {
+    if model.functions.is_empty() {
+        return None;
+    }
+    let index: HashMap<OpName, usize> = model.functions.iter().map(Function::op).enumerate().map(|(i, op)| (op, i)).collect();
+    let bodies: Vec<(Vec<usize>, u64)> = model.functions.iter().map(|f| called(&f.graph, &index)).collect();
+    let mut callers: Vec<Vec<usize>> = vec![Vec::new(); bodies.len()];
+    let mut waiting: Vec<usize> = bodies.iter().map(|b| b.0.len()).collect();
+    for (f, (calls, _)) in bodies.iter().enumerate() {
+        calls.iter().for_each(|&c| callers[c].push(f));
+    }
+    let mut sizes = vec![0u64; bodies.len()];
+    let mut ready: Vec<usize> = (0..bodies.len()).filter(|&f| waiting[f] == 0).collect();
+    while let Some(f) = ready.pop() {
+        sizes[f] = bodies[f].0.iter().fold(bodies[f].1, |n, &c| n.saturating_add(sizes[c]));
+        for &caller in &callers[f] {
+            waiting[caller] -= 1;
+            if waiting[caller] == 0 {
+                ready.push(caller);
+            }
+        }
+    }
+    if let Some(f) = (0..bodies.len()).find(|&f| waiting[f] > 0 && reaches(f, &bodies)) {
+        return Some(format!("function \"{}\" calls itself", model.functions[f].name));
+    }
+    let (main, own) = called(&model.graph, &index);
+    if main.iter().fold(own, |n, &c| n.saturating_add(sizes[c])) > MAX_EXPANSION {
+        let name = (0..bodies.len()).find(|&f| sizes[f] > MAX_EXPANSION).map(|f| model.functions[f].name.as_str());
+        let place = name.map_or_else(|| "the graph".to_owned(), |n| format!("function \"{n}\""));
+        return Some(format!("{place}: its calls of functions stand for more than {MAX_EXPANSION} nodes"));
+    }
+    None
+}
+
+/// Whether a function calls itself, through others or not.
+fn reaches(from: usize, bodies: &[(Vec<usize>, u64)]) -> bool {
+    let mut seen = vec![false; bodies.len()];
+    let mut stack = bodies[from].0.clone();
+    while let Some(f) = stack.pop() {
+        if f == from {
+            return true;
+        }
+        if !std::mem::replace(&mut seen[f], true) {
+            stack.extend(&bodies[f].0);
+        }
+    }
+    false
 }
 
 fn graph(g: &Graph, place: &str, in_function: bool, around: &HashSet<&str>, faults: &mut Vec<String>) {

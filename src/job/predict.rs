@@ -117,8 +117,8 @@ pub fn predict(job: &Job, mut sink: Option<Box<dyn Sink>>) -> Result<Summary, Jo
 
 fn batches(samples: &Samples, batch: usize) -> Vec<Range<usize>> {
     match samples {
-        Samples::Whole(_) => vec![0..1],
-        Samples::Count(0) => vec![0..0],
+        Samples::Whole(_) => vec![Range { start: 0, end: 1 }],
+        Samples::Count(0) => vec![Range::default()],
         Samples::Count(n) => (0..n.div_ceil(batch)).map(|k| k * batch..((k + 1) * batch).min(*n)).collect(),
     }
 }

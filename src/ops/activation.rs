@@ -72,11 +72,11 @@ fn gelu(cx: &OpCtx) -> Result<Kernel, OpError> {
 
 fn hard_sigmoid(cx: &OpCtx) -> Result<Kernel, OpError> {
     let (alpha, beta) = (cx.attrs.float_or("alpha", 0.2)?, cx.attrs.float_or("beta", 0.5)?);
-    float!(x, alpha, beta => Number::maximum(Number::minimum(alpha * x + beta, 1.0), 0.0))
+    float!(x, alpha, beta => Number::greater_of(Number::lesser_of(alpha * x + beta, 1.0), 0.0))
 }
 
 fn hard_swish(_: &OpCtx) -> Result<Kernel, OpError> {
-    float!(x => x * Number::maximum(Number::minimum(x / 6.0 + 0.5, 1.0), 0.0))
+    float!(x => x * Number::greater_of(Number::lesser_of(x / 6.0 + 0.5, 1.0), 0.0))
 }
 
 fn leaky_relu(cx: &OpCtx) -> Result<Kernel, OpError> {
@@ -117,7 +117,7 @@ fn no_number<T>(found: DType) -> Result<T, OpError> {
 fn relu(_: &OpCtx) -> Result<Kernel, OpError> {
     Ok(Box::new(|mut args| {
         let t = args.take(0)?;
-        one(dispatch_number!(t.dtype(), T => map::<T>(t, |x| Number::maximum(x, T::ZERO))?, other => return no_number(other)))
+        one(dispatch_number!(t.dtype(), T => map::<T>(t, |x| Number::greater_of(x, T::ZERO))?, other => return no_number(other)))
     }))
 }
 
@@ -169,7 +169,7 @@ fn bound<T: Element>(args: &Args, i: usize) -> Result<Option<T>, OpError> {
 /// First not below `min`, then not above `max`; NaN stays.
 fn clamp<T: Number>(t: Tensor, min: Option<T>, max: Option<T>) -> Result<Tensor, OpError> {
     let (min, max) = (min.unwrap_or(T::lowest()), max.unwrap_or(T::highest()));
-    map::<T>(t, move |x| x.maximum(min).minimum(max))
+    map::<T>(t, move |x| x.greater_of(min).lesser_of(max))
 }
 
 #[cfg(test)]
@@ -230,7 +230,7 @@ mod tests {
         let x = Tensor::vector(vec![-2f32, 0.5, 2.0, f32::NAN]);
         let attrs = Attrs::new().with("min", -1f32).with("max", 1f32);
         let expected = Tensor::vector(vec![-1f32, 0.5, 1.0, f32::NAN]);
-        assert_eq!(run("Clip", 6, attrs, &[x.clone()]).unwrap(), expected);
+        assert_eq!(run("Clip", 6, attrs, std::slice::from_ref(&x)).unwrap(), expected);
         let inputs = vec![Some(x.into()), None, Some(Tensor::scalar(1f32).into())];
         let found = run_values("Clip", 11, Attrs::new(), inputs, 1).unwrap().remove(0);
         assert_eq!(found.into_tensor().unwrap(), Tensor::vector(vec![-2f32, 0.5, 1.0, f32::NAN]));

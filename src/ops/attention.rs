@@ -31,6 +31,9 @@ pub(super) const OPS: &[OpDef] = &[
         .kernel(build_rotary),
 ];
 
+/// Heads that an attribute may state.
+pub(super) const MAX_HEADS: i64 = 1 << 16;
+
 /// The vectors of a query, key or value, wherever batch, head and position lie.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a, T> {
@@ -62,13 +65,16 @@ impl<'a, T> Heads<'a, T> {
     }
 }
 
+/// Adds the bias of a row of scores: `(batch, head, position, row)`.
+pub(super) type FillBias<'a, T> = dyn Fn(usize, usize, usize, &mut [T]) + Sync + 'a;
+
 /// What a score passes through.
 pub(super) struct Scores<'a, T> {
     pub scale: T,
     /// Scores are squeezed to this bound where it is above 0.
     pub softcap: T,
     /// Fills the additive bias of a row: `(batch, head, position, row)`; negative infinity hides a key.
-    pub bias: &'a (dyn Fn(usize, usize, usize, &mut [T]) + Sync),
+    pub bias: &'a FillBias<'a, T>,
     /// Which stage of the scores is given back: raw, capped, biased, softmax.
     pub keep: Option<i64>,
     /// A number per head that joins the denominator of the softmax.
@@ -76,7 +82,7 @@ pub(super) struct Scores<'a, T> {
 }
 
 /// Attention of all heads: `[batch, heads, len, value width]`, and the scores `[batch, heads, len, keys]` if asked for.
-pub(super) fn attend<T: rows::FastExp>(
+pub(super) fn attend<T: Real>(
     batch: usize,
     q: Heads<T>,
     k: Heads<T>,
@@ -108,9 +114,14 @@ pub(super) fn attend<T: rows::FastExp>(
     let head = |i: usize, out: &mut [T], kept: &mut [T]| -> Result<(), OpError> {
         let (b, h) = (i / q.heads, i % q.heads);
         let (from_k, from_v) = (k.start(b, h / shared), v.start(b, h / shared));
-        let keys = Matrix { data: k.data, row: 1, col: k.strides[2] };
         let mut s = vec![T::ZERO; per_kept];
         let dims = Dims { m: q.len, n: k.len, k: q.width };
+        // Few queries read the keys where they lie; for many they are turned once, which the product reads faster.
+        let turned = if q.len < 8 { None } else { turned(&k, from_k) };
+        let (keys, from_k) = match &turned {
+            Some(keys) => (Matrix::new(&keys[..], k.len, false), 0),
+            None => (Matrix { data: k.data, row: 1, col: k.strides[2] }, from_k),
+        };
         product(dims, scores.scale, q.matrix(), keys, &[(q.start(b, h), from_k)], &mut s, &Epilogue::NONE)?;
         let keep = |stage: i64, at: usize, row: &[T], kept: &mut [T]| {
             if scores.keep == Some(stage) {
@@ -146,8 +157,18 @@ pub(super) fn attend<T: rows::FastExp>(
     Ok((out, kept))
 }
 
-fn softmax_with_sink<T: rows::FastExp>(row: &mut [T], sink: T) {
-    let top = rows::max(row).maximum(sink);
+/// The keys of one head as a row-major `[width, len]`; `None` if they do not lie where they should.
+fn turned<T: Real>(k: &Heads<T>, from: usize) -> Option<Vec<T>> {
+    let mut out = vec![T::ZERO; k.len * k.width];
+    for l in 0..k.len {
+        let row = k.data.get(from + l * k.strides[2]..)?.get(..k.width)?;
+        row.iter().enumerate().for_each(|(w, &x)| out[w * k.len + l] = x);
+    }
+    Some(out)
+}
+
+fn softmax_with_sink<T: Real>(row: &mut [T], sink: T) {
+    let top = rows::max(row).greater_of(sink);
     row.iter_mut().for_each(|x| *x = (*x - top).exp_neg());
     let total = rows::sum(row) + (sink - top).exp_neg();
     row.iter_mut().for_each(|x| *x = *x / total);
@@ -226,9 +247,9 @@ struct Spec {
 
 fn head_counts(cx: &OpCtx) -> Result<Option<(usize, usize)>, OpError> {
     match (cx.attrs.int("q_num_heads")?, cx.attrs.int("kv_num_heads")?) {
-        (Some(q), Some(kv)) if q > 0 && kv > 0 => Ok(Some((q as usize, kv as usize))),
+        (Some(q), Some(kv)) if (1..=MAX_HEADS).contains(&q) && (1..=MAX_HEADS).contains(&kv) => Ok(Some((q as usize, kv as usize))),
         (None, None) => Ok(None),
-        (q, kv) => invalid!("q_num_heads and kv_num_heads must be above 0, found {q:?} and {kv:?}"),
+        (q, kv) => invalid!("q_num_heads and kv_num_heads must be in 1..={MAX_HEADS}, found {q:?} and {kv:?}"),
     }
 }
 
@@ -238,7 +259,7 @@ fn infer_attention(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let total = match (cx.shape(1), cx.has(4)) {
         (Some(k), false) if k.len() >= 3 => k[k.len() - 2].clone(),
         (Some(k), true) if k.len() >= 3 => match (k[k.len() - 2].known(), cx.shape(4).and_then(|p| p.get(2)?.known())) {
-            (Some(a), Some(b)) => Dim::Known(a + b),
+            (Some(a), Some(b)) => a.checked_add(b).map_or(Dim::Unknown, Dim::Known),
             _ => Dim::Unknown,
         },
         _ => Dim::Unknown,
@@ -256,7 +277,11 @@ fn infer_attention(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
             Some(vec![b.clone(), h.clone(), s.clone(), total.clone()]),
         ),
         (Some([b, s, _]), v, Some((n, _))) => (
-            Some(vec![b.clone(), s.clone(), v.and_then(|v| v[3].known()).map_or(Dim::Unknown, |w| Dim::Known(w * n))]),
+            Some(vec![
+                b.clone(),
+                s.clone(),
+                v.and_then(|v| v[3].known()).map_or(Dim::Unknown, |w| w.checked_mul(n).map_or(Dim::Unknown, Dim::Known)),
+            ]),
             Some(vec![b.clone(), Dim::Known(n), s.clone(), total.clone()]),
         ),
         (Some(s), ..) if !(3..=4).contains(&s.len()) => invalid!("expected rank 3 or 4, found {}", s.len()),
@@ -303,7 +328,7 @@ fn layout(t: &Tensor, heads: Option<usize>) -> Result<[usize; 4], OpError> {
     }
 }
 
-fn run_attention<T: rows::FastExp>(spec: &Spec, args: &Args) -> Result<Outputs, OpError> {
+fn run_attention<T: Real>(spec: &Spec, args: &Args) -> Result<Outputs, OpError> {
     let inputs = [args.tensor(0)?, args.tensor(1)?, args.tensor(2)?];
     let (flat, dtype) = (inputs[0].rank() == 3, inputs[0].dtype());
     if inputs.iter().any(|t| t.rank() != inputs[0].rank()) {
@@ -341,8 +366,10 @@ fn run_attention<T: rows::FastExp>(spec: &Spec, args: &Args) -> Result<Outputs, 
     let target = [q_shape[0], q_shape[1], q_shape[2], total];
     let mask = args.opt(3)?.map(|m| Mask::<T>::new(m, target)).transpose()?;
     let valid = args.opt_ints(6)?;
-    if valid.as_ref().is_some_and(|v| v.len() != q_shape[0]) {
-        invalid!("expected {} lengths of keys, found {}", q_shape[0], valid.map_or(0, |v| v.len()));
+    if let Some(v) = &valid
+        && (v.len() != q_shape[0] || v.iter().any(|&n| usize::try_from(n).map_or(true, |n| n > total)))
+    {
+        invalid!("expected {} lengths of at most {total} keys, found {v:?}", q_shape[0]);
     }
     let bias = |b: usize, h: usize, at: usize, row: &mut [T]| {
         if let Some(mask) = &mask {
@@ -452,7 +479,7 @@ fn rotate_as<T: Real>(rotary: &Rotary, x: &Tensor, cos: &Tensor, sin: &Tensor, p
         let row = match positions {
             Positions::PerToken => (b * len + l) as i64,
             Positions::Given(p) if p.len() == batch * len => p[b * len + l],
-            Positions::Given(p) if p.len() == 1 => p[0] + l as i64,
+            Positions::Given(p) if p.len() == 1 => p[0].saturating_add(l as i64),
             Positions::Given(p) => invalid!("expected {} positions, found {}", batch * len, p.len()),
         };
         match usize::try_from(row).ok().filter(|&r| r < table_rows) {

@@ -44,9 +44,36 @@ fn div(cx: &OpCtx) -> Result<Kernel, OpError> {
         let dtype = same_dtype(&a, &b)?;
         if dtype.is_int() {
             refuse_zeros(&a, &b)?;
+            if let Some((least, minus_one)) = extremes(dtype) {
+                let has = |t: &Tensor, x: i64| t.to_i64s().is_ok_and(|v| v.contains(&x));
+                // Only where both are there is it worth to see whether they meet.
+                if has(&b, minus_one) && has(&a, least) {
+                    return divide_checked(a, b);
+                }
+            }
         }
         dispatch_number!(dtype, T => zip::<T>(a, b, |x, y| Number::div(x, y).unwrap_or_default()), other => no_number(other))
     })
+}
+
+/// The least value of a signed integer type, and minus one: the quotient of the two has no place in it.
+fn extremes(dtype: DType) -> Option<(i64, i64)> {
+    let bits = dtype.bits() as u32;
+    matches!(dtype, DType::I8 | DType::I16 | DType::I32 | DType::I64).then(|| (i64::MIN >> (64 - bits), -1))
+}
+
+fn divide_checked(a: Tensor, b: Tensor) -> Result<Tensor, OpError> {
+    let overflow = std::sync::atomic::AtomicBool::new(false);
+    let out = dispatch_int!(a.dtype(), T => zip::<T>(a, b, |x, y| {
+        if x == T::lowest() && y != T::ZERO && Number::add(y, T::ONE) == T::ZERO {
+            overflow.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        Number::div(x, y).unwrap_or_default()
+    }), other => no_number(other))?;
+    if overflow.into_inner() {
+        invalid!("integer overflow: the least value divided by -1");
+    }
+    Ok(out)
 }
 
 /// An integer divisor may hold no zero, unless nothing is divided.
@@ -251,7 +278,9 @@ mod tests {
 
     #[test]
     fn least_by_minus_one_wraps() {
-        check("Div", Attrs::new(), vec![i32::MIN, i32::MIN], vec![-1, 1], vec![i32::MIN, i32::MIN]);
+        check("Div", Attrs::new(), vec![i32::MIN, 5], vec![1, -1], vec![i32::MIN, -5]);
+        let least = error("Div", Tensor::vector(vec![i32::MIN, 1]), Tensor::scalar(-1i32));
+        assert_eq!(least, "integer overflow: the least value divided by -1");
         check("Mod", Attrs::new(), vec![i64::MIN], vec![-1], vec![0]);
     }
 

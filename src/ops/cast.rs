@@ -227,8 +227,8 @@ mod tests {
 
     #[test]
     fn strings_are_read_as_numbers() {
-        reads("3.14 1e-5 1E8 +INF -inf nan".split(' ').collect::<Vec<_>>().as_slice(), {
-            vec![3.14f32, 1e-5, 1e8, f32::INFINITY, f32::NEG_INFINITY, f32::NAN]
+        reads("0.1 1e-5 1E8 +INF -inf nan".split(' ').collect::<Vec<_>>().as_slice(), {
+            vec![0.1f32, 1e-5, 1e8, f32::INFINITY, f32::NEG_INFINITY, f32::NAN]
         });
         reads(&[" 0.1 "], vec![f16::from_f32(0.1)]);
         reads(&["100.5", "-7", "1e3"], vec![100i32, -7, 1000]);
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn before_opset_6_the_dtype_is_a_name() {
         let x = Tensor::vector(vec![1.7f32, -1.7]);
-        let found = run("Cast", 1, Attrs::new().with("to", "INT32"), &[x.clone()]).unwrap();
+        let found = run("Cast", 1, Attrs::new().with("to", "INT32"), std::slice::from_ref(&x)).unwrap();
         assert_eq!(found, Tensor::vector(vec![1i32, -1]));
         let found = run("Cast", 1, Attrs::new().with("to", "DOUBLE"), &[found]).unwrap();
         assert_eq!(found, Tensor::vector(vec![1f64, -1.0]));
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn small_floats_saturate_if_told() {
         let x = Tensor::vector(vec![1e6f32, f32::NEG_INFINITY, 1.0]);
-        let saturated = run("Cast", 19, to(DType::F8E4M3FN), &[x.clone()]).unwrap();
+        let saturated = run("Cast", 19, to(DType::F8E4M3FN), std::slice::from_ref(&x)).unwrap();
         assert_eq!(saturated, Tensor::vector(vec![F8E4M3FN(0x7e), F8E4M3FN(0xfe), F8E4M3FN(0x38)]));
         let attrs = Attrs::new().with("saturate", 0i64);
         let like = Tensor::scalar(F8E4M3FN(0));

@@ -192,8 +192,8 @@ mod tests {
     #[test]
     fn infinities_are_told_by_sign() {
         let x = Tensor::vector(vec![1f32, f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
-        check("IsInf", 20, &[x.clone()], &[false, true, true, false]);
-        check("IsNaN", 20, &[x.clone()], &[false, false, false, true]);
+        check("IsInf", 20, std::slice::from_ref(&x), &[false, true, true, false]);
+        check("IsNaN", 20, std::slice::from_ref(&x), &[false, false, false, true]);
         let attrs = Attrs::new().with("detect_negative", 0i64);
         assert_eq!(run("IsInf", 10, attrs, &[x]).unwrap(), Tensor::vector(vec![false, true, false, false]));
         check("IsInf", 20, &[Tensor::vector(vec![F8E5M2(0x7c), F8E5M2(0x7f)])], &[true, false]);

@@ -15,13 +15,16 @@ pub fn map<T: Element + Copy>(t: Tensor, f: impl Fn(T) -> T + Sync + Send) -> Re
     }
     let shape = t.shape().clone();
     let mut data = t.into_vec::<T>()?;
-    util::map_in_place(&mut data, |x| *x = f(*x));
+    util::for_each_chunk(&mut data, GRAIN, |_, part| part.iter_mut().for_each(|x| *x = f(*x)));
     Ok(Tensor::new(shape, data)?)
 }
 
 /// A tensor of another dtype with `f` of each element.
 pub fn map_to<T: Element + Copy, U: Element>(t: &Tensor, f: impl Fn(T) -> U + Sync + Send) -> Result<Tensor, OpError> {
-    Ok(Tensor::new(t.shape(), util::map(&t.to_slice::<T>()?, |x| f(*x)))?)
+    let data = t.to_slice::<T>()?;
+    let mut out = zeros::<U>(t.shape())?;
+    util::for_each_chunk(&mut out, GRAIN, |i, part| part.iter_mut().zip(&data[i * GRAIN..]).for_each(|(o, x)| *o = f(*x)));
+    Ok(Tensor::new(t.shape(), out)?)
 }
 
 /// `f` of each pair of elements; the operands broadcast.

@@ -5,7 +5,7 @@ use super::util::{axis, for_each_chunk, position, product};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, one};
 use crate::invalid;
 use crate::ir::Dim;
-use crate::tensor::{DType, Shape, Tensor, cast, strides};
+use crate::tensor::{DType, Shape, Tensor, cast, fits_memory, strides};
 
 #[rustfmt::skip]
 pub(super) const OPS: &[OpDef] = &[
@@ -50,6 +50,11 @@ fn infer_gather(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let (Some(data), Some(indices)) = (cx.shape(0), cx.shape(1)) else { return Ok(vec![Fact::partial(cx.dtype(0), None)]) };
     let at = axis(cx.op.attrs.int_or("axis", 0)?, data.len())?;
     let fact = Fact::partial(cx.dtype(0), Some([&data[..at], indices, &data[at + 1..]].concat()));
+    if let (Some(n), Some(ids)) = (data[at].known(), cx.ints(1))
+        && let Some(id) = ids.iter().find(|&&i| position(i, n).is_none())
+    {
+        invalid!("index {id} is out of range for {n} positions");
+    }
     let picked = match (cx.dims(0), cx.known(1)) {
         (Some(elements), Some(ids)) if data.len() == 1 && indices.len() < 2 => {
             ids.iter().map(|&i| position(i, elements.len()).map(|p| elements[p].clone())).collect::<Option<Vec<_>>>()
@@ -117,14 +122,10 @@ pub(super) fn tuple_places(data: &[usize], indices: &Tensor) -> Result<Vec<usize
     let list = indices.to_i64s()?;
     let tuples = product(&indices.shape()[..indices.rank() - 1]);
     if width == 0 {
-        let mut none = Vec::new();
-        return match none.try_reserve_exact(tuples) {
-            Ok(()) => {
-                none.resize(tuples, 0);
-                Ok(none)
-            }
-            Err(_) => invalid!("indices {} do not fit memory", indices.shape()),
-        };
+        if !fits_memory(tuples.saturating_mul(size_of::<usize>())) {
+            invalid!("indices {} do not fit memory", indices.shape());
+        }
+        return Ok(vec![0; tuples]);
     }
     let one = |(i, tuple): (usize, &[i64])| {
         tuple.iter().enumerate().try_fold(0, |place, (k, &index)| match position(index, data[k]) {
@@ -149,7 +150,7 @@ fn gather_nd(cx: &OpCtx) -> Result<Kernel, OpError> {
         let mut places = tuple_places(&data.shape()[batch..], indices)?;
         let width = indices.shape()[indices.rank() - 1];
         let (batches, blocks) = (product(&data.shape()[..batch]), product(&data.shape()[batch..batch + width]));
-        let per = if batches > 0 { places.len() / batches } else { 0 };
+        let per = places.len().checked_div(batches).unwrap_or(0);
         places.iter_mut().enumerate().for_each(|(i, p)| *p = p.wrapping_add((i / per.max(1)).wrapping_mul(blocks)));
         let rest = &data.shape()[batch + width..];
         let shape = [&indices.shape()[..indices.rank() - 1], rest].concat();

@@ -2,7 +2,7 @@
 //! bias and activation. Work is cut into tiles by shape alone, so the number of threads never changes a bit of a result.
 #![allow(unsafe_code)]
 
-use super::OpError;
+use super::{OpError, rows};
 use crate::invalid;
 use crate::tensor::Float;
 use rayon::prelude::*;
@@ -15,9 +15,55 @@ const TILE_ROWS: usize = 128;
 const TILE_COLS: usize = 256;
 
 /// A float that is computed in as it is: `f32` or `f64`.
-pub trait Real: Float<Wide = Self> + num_traits::Float {}
-impl Real for f32 {}
-impl Real for f64 {}
+pub trait Real: Float<Wide = Self> + num_traits::Float {
+    /// `exp(x)` for `x <= 0`; for `f32` in a form that is vectorised.
+    fn exp_neg(self) -> Self;
+    /// `x / 2 * (1 + erf(x / sqrt 2))`.
+    fn gelu(self) -> Self;
+}
+
+impl Real for f32 {
+    #[inline(always)]
+    fn exp_neg(self) -> Self {
+        rows::exp_neg_f32(self)
+    }
+
+    #[inline(always)]
+    fn gelu(self) -> Self {
+        let half = 0.5 * self * erfc_f32(self.abs() * std::f32::consts::FRAC_1_SQRT_2);
+        if self < 0.0 { half } else { self - half }
+    }
+}
+
+impl Real for f64 {
+    fn exp_neg(self) -> Self {
+        self.exp()
+    }
+
+    fn gelu(self) -> Self {
+        0.5 * self * (1.0 + erf(self * std::f64::consts::FRAC_1_SQRT_2))
+    }
+}
+
+/// `1 - erf(x)` for `x >= 0`, with a relative error below 1e-6 (a rational argument and a polynomial exponent).
+#[inline(always)]
+fn erfc_f32(x: f32) -> f32 {
+    const POLY: [f32; 10] = [
+        -1.265_512_2,
+        1.000_023_7,
+        0.374_091_96,
+        0.096_784_18,
+        -0.186_288_06,
+        0.278_868_07,
+        -1.135_204,
+        1.488_515_9,
+        -0.822_152_2,
+        0.170_872_77,
+    ];
+    let t = 1.0 / (1.0 + 0.5 * x);
+    let exponent = POLY.iter().rev().fold(0.0, |s, c| s * t + c);
+    t * rows::exp_neg_f32(exponent - x * x)
+}
 
 /// A matrix of any strides; where it starts is said per batch.
 #[derive(Debug, Clone, Copy)]
@@ -104,7 +150,7 @@ impl Activation {
         let c = |x: f32| T::from_f64(x.into());
         let (zero, one) = (T::ZERO, T::ONE);
         fn each<T: Real>(row: &mut [T], f: impl Fn(T) -> T) {
-            row.iter_mut().for_each(|x| *x = f(*x));
+            rows::simd(|| row.iter_mut().for_each(|x| *x = f(*x)));
         }
         match self {
             Self::None => {}
@@ -116,27 +162,20 @@ impl Activation {
             Self::HardSigmoid(alpha, beta) => each(row, |x| (c(alpha) * x + c(beta)).max(zero).min(one)),
             Self::Softplus => each(row, |x| x.max(zero) + (-x.abs()).exp().ln_1p()),
             Self::Softsign => each(row, |x| x / (one + x.abs())),
-            Self::Gelu => each(row, gelu),
+            Self::Gelu => each(row, T::gelu),
         }
     }
 }
 
 /// `1 / (1 + exp(-x))`, without overflow on either side.
+#[inline(always)]
 pub fn sigmoid<T: Real>(x: T) -> T {
-    let e = (-x.abs()).exp();
-    if x < T::ZERO { e / (T::ONE + e) } else { T::ONE / (T::ONE + e) }
-}
-
-/// `x / 2 * (1 + erf(x / sqrt 2))`.
-pub fn gelu<T: Real>(x: T) -> T {
-    T::from_f64({
-        let x = Float::widen(x).to_f64();
-        0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))
-    })
+    let e = (-x.abs()).exp_neg();
+    (if x < T::ZERO { e } else { T::ONE }) / (T::ONE + e)
 }
 
 /// The error function to about 1e-12: its Taylor series near 0, a continued fraction of erfc beyond.
-pub fn erf(x: f64) -> f64 {
+fn erf(x: f64) -> f64 {
     let a = x.abs();
     if a.is_nan() || a > 6.0 {
         return if a.is_nan() { x } else { x.signum() };
@@ -373,6 +412,17 @@ mod tests {
         let mut out = [0];
         product_i32(Dims { m: 1, n: 1, k: 1000 }, &a, &b, &[(0, 0)], &mut out).unwrap();
         assert_eq!(out, [-65_025_000]);
+    }
+
+    #[test]
+    fn gelu_keeps_its_relative_precision() {
+        for i in -1000..=1000 {
+            let x = i as f32 / 100.0;
+            let want = if x < -5.0 { f64::NAN } else { f64::from(x).gelu() };
+            let found = f64::from(x.gelu());
+            assert!(want.is_nan() || (found - want).abs() <= 3e-6 * want.abs(), "{x}: {found} {want}");
+        }
+        assert!(f32::NAN.gelu().is_nan());
     }
 
     #[test]

@@ -185,11 +185,6 @@ pub fn broadcast(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     Ok(vec![Fact::partial(cx.dtype(0), broadcast_all(cx)?)])
 }
 
-/// A bool output with the broadcast shape of all inputs.
-pub fn broadcast_bool(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
-    Ok(vec![Fact::partial(Some(DType::Bool), broadcast_all(cx)?)])
-}
-
 /// The broadcast shape of all inputs.
 pub fn broadcast_all(cx: &InferCtx) -> Result<Option<Vec<Dim>>, OpError> {
     let mut shape: Option<Vec<Dim>> = Some(Vec::new());

@@ -11,6 +11,8 @@ pub trait Math: Copy {
     fn erf(x: Self) -> Self;
     /// `1 / (1 + exp(-x))`, accurate on both sides.
     fn sigmoid(x: Self) -> Self;
+    /// `ln(1 + x)` for `x` from 0 to 1.
+    fn ln_1p(x: Self) -> Self;
     /// `ln(1 + exp(x))`, without overflow.
     fn softplus(x: Self) -> Self;
     /// `x` times the normal distribution's cumulative function.
@@ -31,7 +33,7 @@ macro_rules! derived {
         fn softplus(x: $t) -> $t {
             // Not `max`, which would lose NaN.
             let positive = if x < 0.0 { 0.0 } else { x };
-            positive + <Self as Math>::exp(-x.abs()).ln_1p()
+            positive + <Self as Math>::ln_1p(<Self as Math>::exp(-x.abs()))
         }
         #[inline]
         fn gelu(x: $t) -> $t {
@@ -40,8 +42,8 @@ macro_rules! derived {
         #[inline]
         fn gelu_tanh(x: $t) -> $t {
             // sqrt(2 / pi)
-            const SCALE: $t = 0.797_884_560_802_865_4 as $t;
-            0.5 * x * (1.0 + <Self as Math>::tanh(SCALE * (x + 0.044_715 * x * x * x)))
+            let scale = std::f64::consts::FRAC_2_SQRT_PI as $t * std::f64::consts::FRAC_1_SQRT_2 as $t;
+            0.5 * x * (1.0 + <Self as Math>::tanh(scale * (x + 0.044_715 * x * x * x)))
         }
     };
 }
@@ -58,6 +60,10 @@ impl Math for f64 {
     #[inline]
     fn erf(x: f64) -> f64 {
         libm::erf(x)
+    }
+    #[inline]
+    fn ln_1p(x: f64) -> f64 {
+        x.ln_1p()
     }
     derived!(f64);
 }
@@ -81,7 +87,7 @@ impl Math for f32 {
         let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
         let whole = shifted - ROUND;
         let r = x - whole * 0.693_359_4 + whole * 2.121_944_4e-4;
-        let p = poly(r, [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1]);
+        let p = poly(r, [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5]);
         let y = p * r * r + r + 1.0;
         // In two steps: the power may be past the exponent's range where the product is not.
         let half = n >> 1;
@@ -94,7 +100,7 @@ impl Math for f32 {
     fn tanh(x: f32) -> f32 {
         let a = x.abs();
         let z = x * x;
-        let small = poly(z, [-5.704_988_7e-3, 2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1]) * z * x + x;
+        let small = poly(z, [-5.704_988_7e-3, 2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1]) * z * x + x;
         let large = (1.0 - 2.0 / (<Self as Math>::exp(2.0 * a) + 1.0)).copysign(x);
         if a < 0.625 { small } else { large }
     }
@@ -105,7 +111,8 @@ impl Math for f32 {
     fn erf(x: f32) -> f32 {
         let a = x.abs();
         let a = if a > 4.0 { 4.0 } else { a };
-        let small = a * poly(a * a, [-5.881_64e-4, 4.971_958_7e-3, -2.675_242e-2, 1.128_143_7e-1, -3.761_246e-1, 1.128_379_1]);
+        let small =
+            a * poly(a * a, [-5.881_64e-4, 4.971_958_7e-3, -2.675_242e-2, 1.128_143_7e-1, -3.761_246e-1, std::f32::consts::FRAC_2_SQRT_PI]);
         #[rustfmt::skip]
         let log = poly(a, [
             1.615_045e-6, -4.561_102e-5, 5.929_505_6e-4, -4.741_118e-3, 2.636_741_5e-2, -1.099_833e-1, -6.319_313_6e-1,
@@ -113,6 +120,13 @@ impl Math for f32 {
         ]);
         let large = 1.0 - <Self as Math>::exp(log);
         (if a < 0.95 { small } else { large }).copysign(x)
+    }
+
+    /// Twice the series of the area tangent of `x / (2 + x)`, which is at most a third.
+    #[inline]
+    fn ln_1p(x: f32) -> f32 {
+        let s = x / (2.0 + x);
+        2.0 * s * poly(s * s, [1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 0.2, 1.0 / 3.0, 1.0])
     }
     derived!(f32);
 }
@@ -136,6 +150,8 @@ mod tests {
         check("tanh", Math::tanh, f64::tanh, 12.0);
         check("erf", Math::erf, libm::erf, 6.0);
         check("sigmoid", Math::sigmoid, |x| 1.0 / (1.0 + (-x).exp()), 80.0);
+        check("ln_1p", |x| Math::ln_1p(x.abs()), |x| x.abs().ln_1p(), 1.0);
+        check("softplus", Math::softplus, |x| x.max(0.0) + (-x.abs()).exp().ln_1p(), 80.0);
     }
 
     #[test]

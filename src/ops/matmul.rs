@@ -3,7 +3,7 @@
 use super::gemm::{Activation, Bias, Dims, Epilogue, Matrix, Real, product, product_i32, transpose};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, broadcast_dims, one, util};
 use crate::ir::Dim;
-use crate::tensor::{DType, Int, Number, Shape, Tensor, cast, strides};
+use crate::tensor::{DType, Int, Number, Shape, Tensor, cast, checked_len, fits_memory, strides};
 use crate::{dispatch_int, dispatch_wide, invalid};
 
 pub(super) const OPS: &[OpDef] = &[
@@ -65,7 +65,10 @@ pub(super) fn plan(a: &[usize], b: &[usize], trans: (bool, bool)) -> Result<Plan
     }
     let (sa, sb) = (util::broadcast_strides(batch_a, &batch), util::broadcast_strides(batch_b, &batch));
     let at = strides(&batch);
-    let starts = (0..batch.iter().product::<usize>())
+    let Some(count) = checked_len(&batch).filter(|&n| fits_memory(n.saturating_mul(16))) else {
+        invalid!("products of {batch} matrices do not fit memory");
+    };
+    let starts = (0..count)
         .map(|i| {
             let sum = |s: &[usize]| (0..batch.len()).map(|d| i / at[d] % batch[d] * s[d]).sum::<usize>();
             (sum(&sa) * m * k, sum(&sb) * k * n)
@@ -210,8 +213,9 @@ fn run_gemm(gemm: &Gemm, args: &Args) -> Result<Tensor, OpError> {
         return dispatch_int!(a.dtype(), T => gemm_int::<T>(gemm, a, b, c, &plan), other => invalid!("expected numbers, found {other}"));
     }
     let (x, c) = (util::widen(a)?, c.filter(|_| gemm.beta != 0.0).map(util::widen).transpose()?);
-    let (y, trans_b) = match &gemm.prepared {
-        Some(b) => (b.clone(), false),
+    // Whether an operand is a constant must not change a bit: it is laid out alike.
+    let (y, trans_b) = match gemm.prepared.clone().or_else(|| prepare(b, gemm.trans.1)) {
+        Some(b) => (b, false),
         None => (util::widen(b)?, gemm.trans.1),
     };
     let out = dispatch_wide!(x.dtype(), T => gemm_float::<T>(gemm, &x, (&y, trans_b), c.as_ref(), plan)?);

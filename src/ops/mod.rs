@@ -5,6 +5,8 @@ mod args;
 pub mod elementwise;
 mod gemm;
 mod infer;
+#[cfg(test)]
+mod laws;
 pub mod math;
 mod mersenne;
 mod movement;
@@ -24,9 +26,11 @@ mod control;
 mod conv;
 mod cumulative;
 mod einsum;
+mod flex_attention;
 mod gather;
 mod generate;
 mod labels;
+mod linear_attention;
 mod loss;
 mod matmul;
 mod microsoft;
@@ -41,6 +45,7 @@ mod reduce;
 pub mod remote;
 mod resize;
 mod rnn;
+mod row_ids;
 mod scatter;
 mod select;
 mod sequence;
@@ -196,6 +201,25 @@ impl OpDef {
         self
     }
 
+    /// Whether a node may have so many inputs and outputs.
+    ///
+    /// # Errors
+    /// It may not: what is expected and what found.
+    pub fn check_arity(&self, inputs: usize, outputs: usize) -> Result<(), String> {
+        let range = |(lo, hi): (usize, usize)| match hi {
+            usize::MAX => format!("at least {lo}"),
+            _ if lo == hi => lo.to_string(),
+            _ => format!("{lo} to {hi}"),
+        };
+        if inputs < self.inputs.0 || inputs > self.inputs.1 {
+            return Err(format!("expected {} inputs, found {inputs}", range(self.inputs)));
+        }
+        if outputs > self.outputs.1 {
+            return Err(format!("expected {} outputs, found {outputs}", range(self.outputs)));
+        }
+        Ok(())
+    }
+
     /// Not a function of its inputs alone.
     pub const fn impure(mut self) -> Self {
         self.pure = false;
@@ -216,15 +240,18 @@ const FAMILIES: &[&[OpDef]] = &[
     conv::OPS,
     cumulative::OPS,
     einsum::OPS,
+    flex_attention::OPS,
     gather::OPS,
     generate::OPS,
     labels::OPS,
+    linear_attention::OPS,
     loss::OPS,
     matmul::OPS,
     microsoft::attention::OPS,
     microsoft::blocks::OPS,
     microsoft::embed::OPS,
     microsoft::fused::OPS,
+    microsoft::group_query::OPS,
     microsoft::qlinear::OPS,
     ml::OPS,
     ngrams::OPS,
@@ -237,6 +264,7 @@ const FAMILIES: &[&[OpDef]] = &[
     remote::OPS,
     resize::OPS,
     rnn::OPS,
+    row_ids::OPS,
     scatter::OPS,
     select::OPS,
     sequence::OPS,

@@ -4,7 +4,9 @@
 use super::OpError;
 use super::util::for_each_chunk;
 use crate::invalid;
-use crate::tensor::{Complex32, Complex64, DType, Element, Shape, Tensor, TensorError, checked_len, pack_bits, strides, unpack_bits};
+use crate::tensor::{
+    Complex32, Complex64, DType, Element, Shape, Tensor, TensorError, checked_len, fits_memory, pack_bits, strides, unpack_bits,
+};
 use bytemuck::Pod;
 
 /// An element as it is moved: its bytes, or a string. The default is zero in every dtype.
@@ -42,7 +44,9 @@ pub fn moved(movement: &impl Movement, src: &[&Tensor], shape: impl Into<Shape>)
         DType::String => {
             let mut out = Vec::new();
             let len = checked_len(&shape).ok_or_else(|| too_large(&shape))?;
-            out.try_reserve_exact(len).map_err(|_| too_large(&shape))?;
+            if len.checked_mul(size_of::<String>()).is_none_or(|b| !fits_memory(b)) || out.try_reserve_exact(len).is_err() {
+                return Err(too_large(&shape));
+            }
             out.resize(len, String::new());
             let src = src.iter().map(|t| t.as_slice::<String>()).collect::<Result<Vec<_>, _>>()?;
             if len > 0 {
@@ -67,7 +71,7 @@ fn too_large(shape: &Shape) -> OpError {
 }
 
 fn zeroed<W: bytemuck::Zeroable>(shape: &Shape, len: usize) -> Result<Vec<W>, OpError> {
-    if len.checked_mul(size_of::<W>()).is_none_or(|b| b > isize::MAX as usize) {
+    if len.checked_mul(size_of::<W>()).is_none_or(|b| !fits_memory(b)) {
         return Err(too_large(shape));
     }
     bytemuck::allocation::try_zeroed_vec(len).map_err(|()| too_large(shape))

@@ -3,7 +3,7 @@
 use super::gemm::Real;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, one, rows, util};
 use crate::ir::Dim;
-use crate::tensor::{DType, Number, Shape, Tensor, Value, cast, strides};
+use crate::tensor::{DType, Number, Shape, Tensor, Value, cast, fits_memory, strides};
 use crate::{dispatch_wide, invalid};
 
 pub(super) const OPS: &[OpDef] = &[
@@ -158,14 +158,16 @@ pub(super) fn normalize_rows<T: Real>(
     let count = x.len().checked_div(len).unwrap_or(0);
     let mut stats = vec![(T::ZERO, T::ZERO); count];
     let each = |i: usize, row: &mut [T], stat: &mut (T, T)| {
-        let (mean, var) = if rms { (T::ZERO, rows::sum_by(row, |v| v * v) / T::from_f64(len as f64)) } else { rows::moments(row) };
-        let inv = T::ONE / (var + epsilon).sqrt();
-        *stat = (mean, inv);
-        match (scale.row(i, len), bias.row(i, len)) {
-            (Some(s), Some(b)) => row.iter_mut().zip(s).zip(b).for_each(|((v, &s), &b)| *v = (*v - mean) * inv * s + b),
-            (Some(s), None) => row.iter_mut().zip(s).for_each(|(v, &s)| *v = (*v - mean) * inv * s),
-            (None, _) => row.iter_mut().for_each(|v| *v = (*v - mean) * inv),
-        }
+        rows::simd(|| {
+            let (mean, var) = if rms { (T::ZERO, rows::sum_by(row, |v| v * v) / T::from_f64(len as f64)) } else { rows::moments(row) };
+            let inv = T::ONE / (var + epsilon).sqrt();
+            *stat = (mean, inv);
+            match (scale.row(i, len), bias.row(i, len)) {
+                (Some(s), Some(b)) => row.iter_mut().zip(s).zip(b).for_each(|((v, &s), &b)| *v = (*v - mean) * inv * s + b),
+                (Some(s), None) => row.iter_mut().zip(s).for_each(|(v, &s)| *v = (*v - mean) * inv * s),
+                (None, _) => row.iter_mut().for_each(|v| *v = (*v - mean) * inv),
+            }
+        })
     };
     if x.len() < 2 * util::GRAIN {
         x.chunks_mut(len.max(1)).zip(&mut stats).enumerate().for_each(|(i, (row, s))| each(i, row, s));
@@ -216,7 +218,10 @@ pub(super) fn layer(
 ) -> Result<(Tensor, Tensor, Tensor), OpError> {
     let (dtype, shape) = (x.dtype(), x.shape().clone());
     let at = util::axis(axis, shape.len())?;
-    let len = shape[at..].iter().product();
+    let (len, count) = (util::product(&shape[at..]), util::product(&shape[..at]));
+    if !fits_memory(count.saturating_mul(16)) {
+        invalid!("the statistics of {count} rows do not fit memory");
+    }
     let stats = Shape::from_dims(shape.iter().enumerate().map(|(i, &d)| if i < at { d } else { 1 }));
     let wide = if dtype.bits() == 16 { util::widen(&x)? } else { x };
     let (y, mean, inv) = dispatch_wide!(wide.dtype(), T => {
@@ -224,7 +229,6 @@ pub(super) fn layer(
         let mut data = wide.into_vec::<T>()?;
         let (mut mean, mut inv) = normalize_rows(&mut data, len, T::from_f64(epsilon.into()), rms, &scale, &bias);
         // Rows of no elements have no statistics.
-        let count = stats.iter().product();
         mean.resize(count, T::NAN);
         inv.resize(count, T::NAN);
         (Tensor::new(shape, data)?, Tensor::new(&stats, mean)?, Tensor::new(&stats, inv)?)
@@ -379,7 +383,7 @@ fn build_lp(cx: &OpCtx) -> Result<Kernel, OpError> {
             util::for_each_chunk(&mut data, len * inner, |_, block| {
                 let mut norm = vec![T::ZERO; inner];
                 for row in block.chunks(inner) {
-                    norm.iter_mut().zip(row).for_each(|(n, &v)| *n = *n + if p == 1 { v.abs() } else { v * v });
+                    norm.iter_mut().zip(row).for_each(|(n, &v)| *n += if p == 1 { v.abs() } else { v * v });
                 }
                 if p == 2 {
                     norm.iter_mut().for_each(|n| *n = n.sqrt());
@@ -439,7 +443,7 @@ fn build_lrn(cx: &OpCtx) -> Result<Kernel, OpError> {
                 let window = c.saturating_sub((size - 1) / 2)..channels.min(c + size.div_ceil(2) + usize::from(size.is_multiple_of(2)));
                 for (p, v) in row.iter_mut().enumerate() {
                     let squares = window.clone().map(|k| data[(first + k) * spatial + p]).fold(T::ZERO, |s, v| s + v * v);
-                    *v = *v / (bias + alpha * squares).powf(beta);
+                    *v /= (bias + alpha * squares).powf(beta);
                 }
             });
             Tensor::new(x.shape(), out)?

@@ -6,7 +6,7 @@ use super::util::{axes, axis, for_each_chunk};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, infer, one};
 use crate::invalid;
 use crate::ir::Dim;
-use crate::tensor::{DType, Shape, Tensor, cast, checked_len};
+use crate::tensor::{DType, Shape, Tensor, cast, checked_len, fits_memory};
 
 const PAD: &[i64] = &[1, 2, 11, 13, 18, 19, 21, 23, 24, 25];
 
@@ -36,7 +36,7 @@ fn padded_len(dim: usize, before: i64, after: i64) -> Result<usize, OpError> {
 /// A vector that may be too long for memory.
 fn positions(len: usize, f: impl Fn(usize) -> usize) -> Result<Vec<usize>, OpError> {
     let mut out = Vec::new();
-    if out.try_reserve_exact(len).is_err() {
+    if !fits_memory(len.saturating_mul(size_of::<usize>())) || out.try_reserve_exact(len).is_err() {
         invalid!("a dim of {len} does not fit memory");
     }
     out.extend((0..len).map(f));

@@ -292,8 +292,7 @@ fn global<T: Real>(x: &Tensor, fold: Fold) -> Result<Outputs, OpError> {
     if xs.len() < 2 * super::util::GRAIN {
         y.iter_mut().zip(planes).for_each(|(y, i)| *y = fold_plane(i));
     } else {
-        use rayon::prelude::*;
-        y.par_iter_mut().zip(planes).for_each(|(y, i)| *y = fold_plane(i));
+        super::util::chunks_in_parallel(&mut y, 1, 1, &|i, y| y[0] = fold_plane(i));
     }
     one(cast(&Tensor::new(shape, y)?, x.dtype())?)
 }

@@ -61,7 +61,7 @@ impl Grid {
     pub fn runs(self, total: usize, mut f: impl FnMut(usize, usize, usize, usize)) {
         match self {
             Grid::Tensor => f(0, total, 0, 0),
-            Grid::Axis { dim, inner } if inner == 1 => (0..total / dim.max(1)).for_each(|o| f(o * dim, dim, 0, 1)),
+            Grid::Axis { dim, inner: 1 } => (0..total / dim.max(1)).for_each(|o| f(o * dim, dim, 0, 1)),
             Grid::Axis { dim, inner } => (0..total / inner.max(1)).for_each(|r| f(r * inner, inner, r % dim, 0)),
             Grid::Block { dim, inner, block, blocks } => {
                 for r in 0..(total / inner.max(1)).div_ceil(dim.max(1)) * blocks {

@@ -5,8 +5,8 @@ use super::mersenne::Mersenne;
 use super::util::zeros;
 use super::{Args, Fact, Kernel, OpCtx, OpDef, OpError, Outputs, one};
 use crate::ir::{Attr, Dim};
-use crate::tensor::{DType, Element, Float, Int, Number, Shape, Tensor, cast};
-use crate::{dispatch_float, dispatch_int, dispatch_number, invalid};
+use crate::tensor::{DType, Float, Int, Number, Shape, Tensor, cast};
+use crate::{dispatch_float, dispatch_int, invalid};
 
 const NORMAL: &[&str] = &["dtype", "mean", "scale", "seed", "shape"];
 const UNIFORM: &[&str] = &["dtype", "high", "low", "seed", "shape"];
@@ -259,7 +259,7 @@ mod tests {
         let x = run("RandomNormalLike", 1, Attrs::new(), &[like]).unwrap();
         assert_eq!((x.dtype(), &**x.shape()), (DType::F64, &[2, 3][..]));
         let like = Tensor::full([4], 0i64).unwrap();
-        let x = run("RandomUniformLike", 1, Attrs::new().with("dtype", 10i64), &[like.clone()]).unwrap();
+        let x = run("RandomUniformLike", 1, Attrs::new().with("dtype", 10i64), std::slice::from_ref(&like)).unwrap();
         assert_eq!((x.dtype(), x.len()), (DType::F16, 4));
         let wrong = run("RandomUniformLike", 1, Attrs::new(), &[like]).unwrap_err();
         assert_eq!(wrong.to_string(), "random numbers must be floats, found int64");

@@ -1,10 +1,10 @@
 //! Reductions along axes.
 
+use super::gemm::Real;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, one, rows, util};
 use crate::ir::Dim;
 use crate::tensor::{DType, Element, Number, Shape, Tensor, cast};
 use crate::{dispatch_number, dispatch_wide, invalid};
-use rayon::prelude::*;
 
 const ATTRS: &[&str] = &["axes", "keepdims", "noop_with_empty_axes"];
 
@@ -48,13 +48,13 @@ struct Spec {
     noop: bool,
 }
 
-/// Whether the axes are an input in that version.
-fn axes_are_input(name: &str, version: i64) -> bool {
-    version >= if name == "ReduceSum" { 13 } else { 18 }
+/// Whether the axes are an input: since some version, or because one is there.
+fn axes_are_input(cx: &OpCtx) -> bool {
+    cx.inputs > 1 || cx.version >= if &*cx.op.name == "ReduceSum" { 13 } else { 18 }
 }
 
 fn build(cx: &OpCtx, how: How) -> Result<Kernel, OpError> {
-    let axes = if axes_are_input(&cx.op.name, cx.version) { None } else { cx.attrs.ints("axes")?.map(<[i64]>::to_vec) };
+    let axes = if axes_are_input(cx) { None } else { cx.attrs.ints("axes")?.map(<[i64]>::to_vec) };
     let spec = Spec { how, axes, keepdims: cx.attrs.int_or("keepdims", 1)? != 0, noop: cx.attrs.int_or("noop_with_empty_axes", 0)? != 0 };
     Ok(Box::new(move |args| one(run(&spec, &args)?)))
 }
@@ -71,7 +71,7 @@ fn resolve(axes: Option<&[i64]>, noop: bool, rank: usize) -> Result<Vec<usize>, 
 fn infer(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let keep = cx.op.attrs.int_or("keepdims", 1)? != 0;
     let noop = cx.op.attrs.int_or("noop_with_empty_axes", 0)? != 0;
-    let input = axes_are_input(&cx.op.op.name, cx.op.version);
+    let input = axes_are_input(&cx.op);
     let axes = match (input, cx.has(1)) {
         (false, _) => cx.op.attrs.ints("axes")?.map(<[i64]>::to_vec),
         (true, false) => None,
@@ -118,7 +118,7 @@ struct Lanes {
 /// Brings the reduced axes together; most layouts need no copy.
 fn lanes(x: &Tensor, axes: &[usize]) -> Result<Lanes, OpError> {
     let shape = x.shape();
-    let size = |r: std::ops::Range<usize>| shape[r].iter().product::<usize>();
+    let size = |r: std::ops::Range<usize>| util::product(&shape[r]);
     // Axes of size 1 may count as either kind.
     let reduced: Vec<usize> = axes.iter().copied().filter(|&a| shape[a] != 1).collect();
     let (Some(&first), Some(&end)) = (reduced.first(), reduced.last()) else {
@@ -128,8 +128,8 @@ fn lanes(x: &Tensor, axes: &[usize]) -> Result<Lanes, OpError> {
         return Ok(Lanes { data: x.clone(), outer: size(0..first), len: size(first..end + 1), inner: size(end + 1..x.rank()) });
     }
     let mut order: Vec<usize> = (0..x.rank()).filter(|d| !axes.contains(d)).collect();
-    let outer = order.iter().map(|&d| shape[d]).product();
-    let len = axes.iter().map(|&d| shape[d]).product();
+    let picked = |axes: &[usize]| util::product(&axes.iter().map(|&d| shape[d]).collect::<Vec<_>>());
+    let (outer, len) = (picked(&order), picked(axes));
     order.extend(axes);
     let data = dispatch_number!(x.dtype(), T => permute::<T>(x, &order)?, other => invalid!("expected numbers, found {other}"));
     Ok(Lanes { data, outer, len, inner: 1 })
@@ -166,8 +166,8 @@ fn plain<T: Number>(lanes: &Lanes, how: How) -> Result<Tensor, OpError> {
         How::L1 => fold(x, lanes, T::ZERO, abs, T::add),
         How::SumSquare => fold(x, lanes, T::ZERO, |v| v.mul(v), T::add),
         How::Prod => fold(x, lanes, T::ONE, |v| v, T::mul),
-        How::Max => fold(x, lanes, T::lowest(), |v| v, T::maximum),
-        How::Min => fold(x, lanes, T::highest(), |v| v, T::minimum),
+        How::Max => fold(x, lanes, T::lowest(), |v| v, T::greater_of),
+        How::Min => fold(x, lanes, T::highest(), |v| v, T::lesser_of),
         How::Mean => {
             let n = T::from_f64(lanes.len as f64);
             let mut sums = fold(x, lanes, T::ZERO, |v| v, T::add);
@@ -179,14 +179,14 @@ fn plain<T: Number>(lanes: &Lanes, how: How) -> Result<Tensor, OpError> {
     Ok(Tensor::vector(out))
 }
 
-fn rooted_reduce<T: rows::FastExp>(lanes: &Lanes, how: How) -> Result<Tensor, OpError> {
+fn rooted_reduce<T: Real>(lanes: &Lanes, how: How) -> Result<Tensor, OpError> {
     let x = lanes.data.as_slice::<T>()?;
     let out: Vec<T> = match how {
         How::L2 => fold(x, lanes, T::ZERO, |v| v * v, <T as Number>::add).into_iter().map(|s| s.sqrt()).collect(),
         How::LogSum => fold(x, lanes, T::ZERO, |v| v, <T as Number>::add).into_iter().map(|s| s.ln()).collect(),
         _ => {
             let tops: Vec<T> =
-                fold(x, lanes, T::lowest(), |v| v, T::maximum).into_iter().map(|t| if t.is_infinite() { T::ZERO } else { t }).collect();
+                fold(x, lanes, T::lowest(), |v| v, T::greater_of).into_iter().map(|t| if t.is_infinite() { T::ZERO } else { t }).collect();
             let block = lanes.len * lanes.inner;
             let mut shifted = x.to_vec();
             util::for_each_chunk(&mut shifted, lanes.inner, |i, row| {
@@ -224,14 +224,17 @@ fn fold<T: Number>(
         let row = |i: usize, o: &mut T| {
             let row = &x[i * len..][..len];
             *o = if len <= PIECE {
-                rows::fold(row, init, map, combine)
+                rows::simd(|| rows::fold(row, init, map, combine))
             } else {
-                let parts: Vec<T> = row.par_chunks(PIECE).map(|p| rows::fold(p, init, map, combine)).collect();
+                let mut parts = vec![init; len.div_ceil(PIECE)];
+                util::chunks_in_parallel(&mut parts, 1, 1, &|p, o| {
+                    o[0] = rows::simd(|| rows::fold(&row[p * PIECE..len.min((p + 1) * PIECE)], init, map, combine))
+                });
                 parts.into_iter().fold(init, combine)
             }
         };
         if large {
-            out.par_iter_mut().with_min_len((util::GRAIN / len).max(1)).enumerate().for_each(|(i, o)| row(i, o));
+            util::chunks_in_parallel(&mut out, 1, (util::GRAIN / len).max(1), &|i, o| row(i, &mut o[0]));
         } else {
             out.iter_mut().enumerate().for_each(|(i, o)| row(i, o));
         }
@@ -244,15 +247,15 @@ fn fold<T: Number>(
             part.fill(init);
             for r in from..len.min(from + ROWS) {
                 let row = &x[(block * len + r) * inner + at..][..width];
-                part.iter_mut().zip(row).for_each(|(p, &v)| *p = combine(*p, map(v)));
+                rows::simd(|| part.iter_mut().zip(row).for_each(|(p, &v)| *p = combine(*p, map(v))));
             }
             out.iter_mut().zip(&part).for_each(|(o, &p)| *o = combine(*o, p));
         }
     };
     if large {
         let least = (util::GRAIN / (len * inner)).max(1);
-        out.par_chunks_mut(inner).with_min_len(least).enumerate().for_each(|(i, row)| {
-            row.par_chunks_mut(COLUMNS).enumerate().for_each(|(c, cols)| columns(i, c * COLUMNS, cols));
+        util::chunks_in_parallel(&mut out, inner, least, &|i, row| {
+            util::chunks_in_parallel(row, COLUMNS, 1, &|c, cols| columns(i, c * COLUMNS, cols));
         });
     } else {
         out.chunks_mut(inner).enumerate().for_each(|(i, row)| columns(i, 0, row));

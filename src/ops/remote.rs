@@ -5,13 +5,16 @@
 //! `negative` (1: ids count from the end as in ONNX; 0: they are errors), `padding_idx` (that id gives zeros; −1: none).
 //! The result has the shape of the ids, then the row's.
 //!
+//! `Lookup(table, ids) → rows` is a lookup in a table that is here, where ONNX's `Gather` would mean something else: with
+//! `negative` and `padding_idx` as above and `table`, a name for messages.
+//!
 //! `RemoteLookupBag(ids, offsets[, weights]) → pooled` pools the rows of each bag (`mode` sum, mean or max).
 
 use super::infer::nothing;
-use super::{Fact, InferCtx, OpDef, OpError, Run};
-use crate::invalid;
+use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Run, one};
 use crate::ir::{Attrs, Dim};
-use crate::tensor::{DType, Shape};
+use crate::tensor::{DType, Shape, Tensor, fits_memory};
+use crate::{invalid, unsupported};
 
 /// The domain of these ops.
 pub const DOMAIN: &str = "graphtool";
@@ -21,6 +24,7 @@ const TABLE_ATTRS: &[&str] = &["tables", "rows", "dtypes", "row_ranks", "row_dim
 pub(super) const OPS: &[OpDef] = &[
     host("RemoteLookup").inputs(1, usize::MAX).outputs(1, usize::MAX).attrs(TABLE_ATTRS).infer(infer_lookup),
     host("RemoteLookupBag").inputs(2, 3).attrs(TABLE_ATTRS).infer(nothing),
+    OpDef::new("Lookup", &[1]).domain(DOMAIN).inputs(2, 2).attrs(&["table", "negative", "padding_idx"]).kernel(lookup).infer(infer_local),
     host("AllReduce").attrs(&["op"]).infer(super::infer::same).impure(),
     host("AllGather").attrs(&["axis"]).infer(nothing).impure(),
     host("Broadcast").attrs(&["root"]).infer(super::infer::same).impure(),
@@ -140,6 +144,66 @@ impl LookupSpec {
     }
 }
 
+/// The padding id and what a negative id means, as a `Lookup` says.
+///
+/// # Errors
+/// Attributes of another kind.
+pub fn lookup_rules(attrs: &Attrs) -> Result<(Negative, Option<i64>), OpError> {
+    let negative = if attrs.int_or("negative", 1)? != 0 { Negative::Wrap } else { Negative::Error };
+    Ok((negative, attrs.int("padding_idx")?.filter(|&p| p != -1)))
+}
+
+/// The row of an id in a table, checked; `None` for the padding id.
+///
+/// # Errors
+/// An id out of range.
+pub fn row_of(table: &TableSpec, id: i64, position: usize) -> Result<Option<u64>, String> {
+    if Some(id) == table.padding {
+        return Ok(None);
+    }
+    let rows = table.rows as i64;
+    let lowest = if table.negative == Negative::Wrap { -rows } else { 0 };
+    if !(lowest..rows).contains(&id) {
+        return Err(format!("table \"{}\": id {id} at position {position} is out of range, valid {lowest}..{}", table.name, rows - 1));
+    }
+    Ok(Some(if id < 0 { id + rows } else { id } as u64))
+}
+
+fn lookup(cx: &OpCtx) -> Result<Kernel, OpError> {
+    let (negative, padding) = lookup_rules(cx.attrs)?;
+    let name = cx.attrs.string_or("table", "")?.to_owned();
+    Ok(Box::new(move |args: Args| {
+        let (data, ids) = (args.tensor(0)?, args.tensor(1)?);
+        let Some((&rows, row_shape)) = data.shape().split_first() else { invalid!("a table must have rank 1 or more") };
+        let row_shape = Shape::from(row_shape);
+        let spec = TableSpec { name: name.clone(), rows: rows as u64, dtype: data.dtype(), row_shape, negative, padding };
+        let Some(bytes) = data.bytes().filter(|_| data.dtype().bits().is_multiple_of(8)) else {
+            unsupported!("rows of {} cannot be looked up", data.dtype())
+        };
+        let width = spec.dtype.byte_len(&spec.row_shape).unwrap_or(0);
+        let shape: Shape = ids.shape().iter().chain(spec.row_shape.iter()).copied().collect();
+        if !ids.len().checked_mul(width).is_some_and(fits_memory) {
+            invalid!("rows {shape} do not fit memory");
+        }
+        let mut out = vec![0u8; ids.len() * width];
+        for (position, id) in args.ints(1)?.into_iter().enumerate() {
+            if let Some(row) = row_of(&spec, id, position).map_err(OpError::Invalid)? {
+                let row = row as usize * width;
+                out[position * width..(position + 1) * width].copy_from_slice(&bytes[row..row + width]);
+            }
+        }
+        one(Tensor::from_bytes(spec.dtype, shape, out)?.aligned())
+    }))
+}
+
+fn infer_local(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
+    let shape = match (cx.shape(0), cx.shape(1)) {
+        (Some([_, row @ ..]), Some(ids)) => Some([ids, row].concat()),
+        _ => None,
+    };
+    Ok(vec![Fact::partial(cx.dtype(0), shape)])
+}
+
 fn infer_lookup(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let spec = LookupSpec::read(cx.op.attrs, cx.op.inputs)?;
     let facts = spec.tables.iter().enumerate().map(|(i, t)| {
@@ -147,4 +211,24 @@ fn infer_lookup(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
         Fact::partial(Some(t.dtype), cx.shape(i).map(|ids| ids.iter().cloned().chain(row).collect()))
     });
     Ok(facts.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::run;
+
+    fn look(attrs: &Attrs, ids: Vec<i64>) -> Result<Vec<f32>, String> {
+        let table = Tensor::new([4, 2], vec![0f32, 1., 10., 11., 20., 21., 30., 31.]).expect("a table");
+        let out = run("graphtool::Lookup", 1, attrs.clone(), &[table, Tensor::vector(ids)]);
+        out.map_err(|e| e.to_string()).map(|t| t.to_f32s().expect("numbers"))
+    }
+
+    #[test]
+    fn a_padding_id_gives_zeros_and_leaves_the_range_check_on() {
+        let attrs = Attrs::new().with("table", "T").with("negative", 0).with("padding_idx", 0);
+        assert_eq!(look(&attrs, vec![0, 3]), Ok(vec![0., 0., 30., 31.]));
+        assert_eq!(look(&attrs, vec![0, 3, 7]), Err("table \"T\": id 7 at position 2 is out of range, valid 0..3".into()));
+        assert_eq!(look(&attrs, vec![-1]), Err("table \"T\": id -1 at position 0 is out of range, valid 0..3".into()));
+    }
 }

@@ -12,6 +12,9 @@ const BLOCK: usize = 2048;
 #[inline]
 pub fn fold<T: Number>(x: &[T], init: T, map: impl Fn(T) -> T, combine: impl Fn(T, T) -> T) -> T {
     let mut total = init;
+    if x.len() < 2 * LANES {
+        return x.iter().fold(init, |s, &v| combine(s, map(v)));
+    }
     for block in x.chunks(BLOCK) {
         let mut lanes = [init; LANES];
         let chunks = block.chunks_exact(LANES);
@@ -37,21 +40,25 @@ pub fn fold<T: Number>(x: &[T], init: T, map: impl Fn(T) -> T, combine: impl Fn(
 }
 
 /// Sum of a row.
+#[inline]
 pub fn sum<T: Number>(x: &[T]) -> T {
     fold(x, T::ZERO, |v| v, T::add)
 }
 
 /// Sum of `map(x)` over a row.
+#[inline]
 pub fn sum_by<T: Number>(x: &[T], map: impl Fn(T) -> T) -> T {
     fold(x, T::ZERO, map, T::add)
 }
 
 /// The greatest of a row; NaN if one is, the least value for an empty row.
+#[inline]
 pub fn max<T: Number>(x: &[T]) -> T {
-    fold(x, T::lowest(), |v| v, T::maximum)
+    fold(x, T::lowest(), |v| v, T::greater_of)
 }
 
 /// Mean and variance (of the population) of a row.
+#[inline]
 pub fn moments<T: Real>(x: &[T]) -> (T, T) {
     let n = T::from_f64(x.len() as f64);
     let mean = sum(x) / n;
@@ -70,23 +77,23 @@ pub fn exp_neg_f32(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { y * scale }
 }
 
-/// A float whose exponential has a fast form for numbers that are not positive.
-pub trait FastExp: Real {
-    /// `exp(x)` for `x <= 0`.
-    fn exp_neg(self) -> Self;
-}
-
-impl FastExp for f32 {
-    #[inline(always)]
-    fn exp_neg(self) -> Self {
-        exp_neg_f32(self)
+/// Runs a loop compiled for the widest vectors that the machine has. Nothing is fused or reordered, so the result is the
+/// same as without.
+#[inline(always)]
+pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the machine has the feature.
+            #[allow(unsafe_code)]
+            return unsafe { avx2(f) };
+        }
     }
-}
-
-impl FastExp for f64 {
-    fn exp_neg(self) -> Self {
-        self.exp()
-    }
+    f()
 }
 
 /// What is subtracted from a row before its exponentials: its greatest value, or 0 where that is infinite.
@@ -95,19 +102,23 @@ pub fn shift<T: Real>(max: T) -> T {
 }
 
 /// Softmax of a row, in place; a row of nothing but negative infinity becomes zeros.
-pub fn softmax<T: FastExp>(x: &mut [T]) {
-    let top = shift(max(x));
-    x.iter_mut().for_each(|v| *v = (*v - top).exp_neg());
-    let total = sum(x);
-    let scale = if total == T::ZERO { T::ZERO } else { T::ONE / total };
-    x.iter_mut().for_each(|v| *v = *v * scale);
+pub fn softmax<T: Real>(x: &mut [T]) {
+    simd(|| {
+        let top = shift(max(x));
+        x.iter_mut().for_each(|v| *v = (*v - top).exp_neg());
+        let total = sum(x);
+        let scale = if total == T::ZERO { T::ZERO } else { T::ONE / total };
+        x.iter_mut().for_each(|v| *v = *v * scale);
+    });
 }
 
 /// Logarithm of the softmax of a row, in place.
-pub fn log_softmax<T: FastExp>(x: &mut [T]) {
-    let top = shift(max(x));
-    let total = sum_by(x, |v| (v - top).exp_neg()).ln() + top;
-    x.iter_mut().for_each(|v| *v = *v - total);
+pub fn log_softmax<T: Real>(x: &mut [T]) {
+    simd(|| {
+        let top = shift(max(x));
+        let total = sum_by(x, |v| (v - top).exp_neg()).ln() + top;
+        x.iter_mut().for_each(|v| *v = *v - total);
+    });
 }
 
 #[cfg(test)]
@@ -130,7 +141,7 @@ mod tests {
     fn sums_keep_their_precision() {
         let x = vec![0.1f32; 1_000_000];
         assert!((sum(&x) - 100_000.0).abs() < 1.0);
-        assert_eq!(max(&[1.0, f32::NAN, 2.0]).is_nan(), true);
+        assert!(max(&[1.0, f32::NAN, 2.0]).is_nan());
         assert_eq!(max::<f32>(&[]), f32::NEG_INFINITY);
     }
 }

@@ -85,9 +85,9 @@ fn scattered(data: Tensor, updates: &Tensor, places: &[usize], block: usize, how
         };
     }
     dispatch_number!(dtype, T => match how {
-        Reduction::Mul => changed::<T>(data, updates, places, block, |o, u| *o = o.mul(*u)),
-        Reduction::Max => changed::<T>(data, updates, places, block, |o, u| *o = o.maximum(*u)),
-        Reduction::Min => changed::<T>(data, updates, places, block, |o, u| *o = o.minimum(*u)),
+        Reduction::Mul => changed::<T>(data, updates, places, block, |o, u| *o = Number::mul(*o, *u)),
+        Reduction::Max => changed::<T>(data, updates, places, block, |o, u| *o = Number::greater_of(*o, *u)),
+        Reduction::Min => changed::<T>(data, updates, places, block, |o, u| *o = Number::lesser_of(*o, *u)),
         _ => changed::<T>(data, updates, places, block, |o, u| *o = Number::add(*o, *u)),
     }, other => match other {
         DType::Bool if matches!(how, Reduction::Add | Reduction::Max) => changed::<bool>(data, updates, places, block, |o, u| *o |= u),
@@ -146,9 +146,9 @@ fn tensor_scatter(cx: &OpCtx) -> Result<Kernel, OpError> {
             invalid!("an update {new} does not fit a cache {have} along axis {at}");
         }
         let (batches, length, steps) = (have[0], have[at], new[at]);
-        let starts = args.opt_ints(2)?.unwrap_or_else(|| vec![0; batches]);
-        if starts.len() != batches {
-            invalid!("expected {batches} write indices, found {}", starts.len());
+        let starts = args.opt_ints(2)?;
+        if let Some(found) = starts.as_ref().map(Vec::len).filter(|&n| n != batches) {
+            invalid!("expected {batches} write indices, found {found}");
         }
         if update.is_empty() {
             return one(cache);
@@ -156,7 +156,7 @@ fn tensor_scatter(cx: &OpCtx) -> Result<Kernel, OpError> {
         let prefixes: usize = have[..at].iter().product();
         let mut places = Vec::with_capacity(prefixes * steps);
         for prefix in 0..prefixes {
-            let start = starts[prefix / (prefixes / batches)];
+            let start = starts.as_ref().map_or(0, |s| s[prefix / (prefixes / batches)]);
             for step in 0..steps {
                 let to = i128::from(start) + step as i128;
                 let to = if circular { to.rem_euclid(length as i128) } else { to };

@@ -6,7 +6,7 @@ use super::util::{axis, product};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, one};
 use crate::invalid;
 use crate::ir::{Dim, Type};
-use crate::tensor::{Shape, Tensor, Value};
+use crate::tensor::{Shape, Tensor, Value, fits_memory};
 use std::sync::Arc;
 
 const SPLIT: &[i64] = &[1, 2, 11, 13, 18];
@@ -157,7 +157,7 @@ fn equal_parts(dim: usize, n: usize, version: i64) -> Result<Vec<usize>, OpError
     if n == 0 {
         invalid!("num_outputs must be positive");
     }
-    if dim % n != 0 && version < 18 {
+    if !dim.is_multiple_of(n) && version < 18 {
         invalid!("a dim of {dim} does not split into {n} equal parts");
     }
     let size = dim.div_ceil(n);
@@ -233,6 +233,9 @@ fn split_to_sequence(cx: &OpCtx) -> Result<Kernel, OpError> {
         let data = args.tensor(0)?;
         let at = axis(at, data.rank())?;
         let dim = data.shape()[at];
+        if data.is_empty() && !fits_memory(dim.saturating_mul(size_of::<Value>())) {
+            invalid!("a sequence of {dim} does not fit memory");
+        }
         let chunks = |size: usize| (0..dim.div_ceil(size)).map(|i| size.min(dim - i * size)).collect::<Vec<_>>();
         let parts = match args.opt(1)? {
             None => chunks(1),

@@ -1,5 +1,6 @@
 //! Softmax and its logarithm.
 
+use super::gemm::Real;
 use super::{InferCtx, Kernel, OpCtx, OpDef, OpError, infer, one, rows, util};
 use crate::dispatch_wide;
 use crate::tensor::{Tensor, cast};
@@ -37,7 +38,7 @@ pub(super) fn softmax(x: Tensor, len: usize, inner: usize, log: bool) -> Result<
         if inner == 1 {
             util::for_each_chunk(&mut data, len, |_, row| if log { rows::log_softmax(row) } else { rows::softmax(row) });
         } else {
-            util::for_each_chunk(&mut data, len * inner, |_, block| columns(block, inner, log));
+            util::for_each_chunk(&mut data, len * inner, |_, block| rows::simd(|| columns(block, inner, log)));
         }
         Tensor::new(shape, data)?
     });
@@ -45,10 +46,11 @@ pub(super) fn softmax(x: Tensor, len: usize, inner: usize, log: bool) -> Result<
 }
 
 /// Softmax of each column of a `[len, inner]` block.
-fn columns<T: rows::FastExp>(block: &mut [T], inner: usize, log: bool) {
+#[inline]
+fn columns<T: Real>(block: &mut [T], inner: usize, log: bool) {
     let mut top = vec![T::lowest(); inner];
     for row in block.chunks(inner) {
-        top.iter_mut().zip(row).for_each(|(t, &v)| *t = t.maximum(v));
+        top.iter_mut().zip(row).for_each(|(t, &v)| *t = t.greater_of(v));
     }
     top.iter_mut().for_each(|t| *t = rows::shift(*t));
     let mut total = vec![T::ZERO; inner];

@@ -5,7 +5,7 @@ use super::util::broadcast;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, one};
 use crate::invalid;
 use crate::ir::Dim;
-use crate::tensor::{DType, Shape, Tensor, checked_len};
+use crate::tensor::{DType, Shape, Tensor, checked_len, fits_memory};
 use regex::RegexBuilder;
 use std::collections::HashSet;
 
@@ -84,7 +84,7 @@ fn split(cx: &OpCtx) -> Result<Kernel, OpError> {
         shape.push(width);
         let mut all = Vec::new();
         let len = checked_len(&shape).unwrap_or(usize::MAX);
-        if all.try_reserve_exact(len).is_err() {
+        if !fits_memory(len.saturating_mul(size_of::<String>())) || all.try_reserve_exact(len).is_err() {
             invalid!("{shape} strings do not fit memory");
         }
         for row in rows {

@@ -1,12 +1,12 @@
 //! Unique: equal elements or slices found by sorting.
 
-use super::infer::unknown_dims;
+use super::infer::{quotient, unknown_dims};
 use super::movement::{Take, moved};
 use super::select::total;
 use super::util::{axis, product};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs};
 use crate::ir::Dim;
-use crate::tensor::{Complex32, Complex64, DType, Element, Shape, Tensor, Value, cast};
+use crate::tensor::{Complex32, Complex64, DType, Element, Shape, Tensor, Value, cast, fits_memory};
 use crate::{dispatch_number, invalid};
 use std::cmp::Ordering;
 
@@ -69,6 +69,9 @@ fn unique(cx: &OpCtx) -> Result<Kernel, OpError> {
             None => (0, Shape::from([data.len()])),
         };
         let (n, inner) = (shape[at], product(&shape[at + 1..]));
+        if !fits_memory(n.saturating_mul(size_of::<Vec<usize>>())) {
+            invalid!("a dim of {n} does not fit memory");
+        }
         let Groups(mut groups) = groups(data, n, inner)?;
         if !sorted {
             groups.sort_by_key(|g| g[0]);
@@ -101,6 +104,14 @@ fn infer_unique(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     };
     let mut out = vec![Fact::partial(cx.dtype(0), dims)];
     out.resize(cx.op.outputs.len().max(1), Fact::tensor(DType::I64, [Dim::Unknown]));
+    // Each position along the axis has its place in the output.
+    if let (Some(inverse), Some(shape)) = (out.get_mut(2), cx.shape(0)) {
+        let positions = match cx.op.attrs.int("axis")? {
+            Some(at) => shape[axis(at, shape.len())?].clone(),
+            None => quotient(shape, &[]),
+        };
+        *inverse = Fact::tensor(DType::I64, [positions]);
+    }
     Ok(out)
 }
 

@@ -94,13 +94,18 @@ pub fn for_each_row(shape: &[usize], operand_strides: &[Vec<usize>], mut f: impl
 }
 
 /// Maps a slice, in parallel where it is long.
-pub fn map<T: Sync, U: Send>(x: &[T], f: impl Fn(&T) -> U + Sync + Send) -> Vec<U> {
-    if x.len() < 2 * GRAIN { x.iter().map(f).collect() } else { x.par_iter().with_min_len(GRAIN).map(f).collect() }
+pub fn map<T: Sync, U: Send + Clone + Default>(x: &[T], f: impl Fn(&T) -> U + Sync + Send) -> Vec<U> {
+    if x.len() < 2 * GRAIN {
+        return x.iter().map(f).collect();
+    }
+    let mut out = vec![U::default(); x.len()];
+    for_each_chunk(&mut out, GRAIN, |i, part| part.iter_mut().zip(&x[i * GRAIN..]).for_each(|(o, x)| *o = f(x)));
+    out
 }
 
 /// Changes a vector in place, in parallel where it is long.
 pub fn map_in_place<T: Send>(x: &mut [T], f: impl Fn(&mut T) + Sync + Send) {
-    if x.len() < 2 * GRAIN { x.iter_mut().for_each(f) } else { x.par_iter_mut().with_min_len(GRAIN).for_each(f) }
+    for_each_chunk(x, GRAIN, |_, part| part.iter_mut().for_each(&f));
 }
 
 /// Fills `out` in chunks of `chunk` elements, in parallel where it is long: `f(index of the chunk, chunk)`.
@@ -111,8 +116,14 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &m
     if out.len() < 2 * GRAIN {
         out.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c));
     } else {
-        out.par_chunks_mut(chunk).with_min_len(GRAIN.div_ceil(chunk)).enumerate().for_each(|(i, c)| f(i, c));
+        chunks_in_parallel(out, chunk, GRAIN.div_ceil(chunk), &f);
     }
+}
+
+/// The parallel loop over chunks, at least `least` to a task. It is compiled once per element type and not once per
+/// caller: the machinery of the pool is large.
+pub fn chunks_in_parallel<T: Send>(out: &mut [T], chunk: usize, least: usize, f: &(dyn Fn(usize, &mut [T]) + Sync + Send)) {
+    out.par_chunks_mut(chunk).with_min_len(least).enumerate().for_each(|(i, c)| f(i, c));
 }
 
 /// Zeros (or empty strings) for a tensor of `shape`; memory that is not to be had is an error, not an abort.

@@ -33,13 +33,13 @@ fn no_number<T>(found: DType) -> Result<T, OpError> {
 
 fn max(_: &OpCtx) -> Result<Kernel, OpError> {
     Ok(Box::new(|mut args| {
-        one(fold(&mut args, |a, b| dispatch_number!(a.dtype(), T => zip::<T>(a, b, Number::maximum), other => no_number(other)))?)
+        one(fold(&mut args, |a, b| dispatch_number!(a.dtype(), T => zip::<T>(a, b, Number::greater_of), other => no_number(other)))?)
     }))
 }
 
 fn min(_: &OpCtx) -> Result<Kernel, OpError> {
     Ok(Box::new(|mut args| {
-        one(fold(&mut args, |a, b| dispatch_number!(a.dtype(), T => zip::<T>(a, b, Number::minimum), other => no_number(other)))?)
+        one(fold(&mut args, |a, b| dispatch_number!(a.dtype(), T => zip::<T>(a, b, Number::lesser_of), other => no_number(other)))?)
     }))
 }
 

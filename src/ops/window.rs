@@ -245,20 +245,6 @@ impl Axis {
     }
 }
 
-/// Visits the positions of `dims` in row-major order.
-pub fn for_each_index(dims: &[usize], mut f: impl FnMut(&[usize])) {
-    if dims.contains(&0) {
-        return;
-    }
-    let mut index = vec![0; dims.len()];
-    loop {
-        f(&index);
-        if !advance(&mut index, dims) {
-            return;
-        }
-    }
-}
-
 /// Goes on to the next position of `dims` in row-major order; false after the last.
 pub fn advance(index: &mut [usize], dims: &[usize]) -> bool {
     for d in (0..dims.len()).rev() {

@@ -3,20 +3,28 @@
 mod all_reduce;
 mod dead_code;
 mod fold_constants;
+mod hoist_lookups;
+mod infer_shapes;
+mod inline_functions;
 mod merge_lookups;
 mod partition_params;
 mod pipeline;
 mod remote_lookup;
 mod report;
+mod standard_ops;
 
 pub use all_reduce::AllReduce;
 pub use dead_code::DeadCode;
 pub use fold_constants::FoldConstants;
+pub use hoist_lookups::HoistLookups;
+pub use infer_shapes::{InferShapes, output_types, shape_faults};
+pub use inline_functions::InlineFunctions;
 pub use merge_lookups::MergeLookups;
 pub use partition_params::PartitionParams;
 pub use pipeline::{Pipeline, parse_passes};
-pub use remote_lookup::{RemoteLookup, Selection};
+pub use remote_lookup::{NameFilter, RemoteLookup, Selection, hidden_in_functions};
 pub use report::{LookupRemark, Report, TableTaken};
+pub use standard_ops::StandardOps;
 
 use crate::ir::{EditError, Model};
 
@@ -76,5 +84,13 @@ pub trait Pass {
 
 /// The passes that need no settings, in alphabetical order.
 pub fn catalogue() -> Vec<Box<dyn Pass>> {
-    vec![Box::new(DeadCode), Box::new(FoldConstants::default()), Box::new(MergeLookups)]
+    vec![
+        Box::new(DeadCode),
+        Box::new(FoldConstants::default()),
+        Box::new(HoistLookups),
+        Box::new(InferShapes),
+        Box::new(InlineFunctions),
+        Box::new(MergeLookups),
+        Box::new(StandardOps),
+    ]
 }

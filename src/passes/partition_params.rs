@@ -4,6 +4,7 @@
 //! *Why*: a worker never holds a table.
 //! *Leaves alone*: constants that anything still reads.
 
+use super::remote_lookup::view_of;
 use super::{Changed, Pass, PassError, Report};
 use crate::ir::{Graph, Kind, Model};
 use std::collections::HashSet;
@@ -22,23 +23,22 @@ impl Pass for PartitionParams {
         let mut names = model.names();
         let mut changed = Changed::No;
         model.visit_mut(&mut |graph: &mut Graph, _| -> Result<(), PassError> {
-            // Identities of a table, then the table.
+            // Views of a table, then the table.
             loop {
                 let unused = |id: &crate::ir::NodeId| graph.is_unused(id.value(0));
-                let identity = |id: &crate::ir::NodeId| {
-                    let node = graph.node(*id);
-                    let of_table = || {
-                        node.input(0)
-                            .is_some_and(|v| tables.contains(graph.name_of(v)) || graph.node(v.node).op().is_some_and(|o| o.is("Identity")))
-                    };
-                    let table = node.op().is_some_and(|o| o.is("Constant")) && tables.contains(node.outputs[0].name.as_str());
-                    table || (node.op().is_some_and(|o| o.is("Identity")) && of_table())
+                let view = |id: &crate::ir::NodeId| {
+                    let (node, mut v) = (graph.node(*id), id.value(0));
+                    while let Some(of) = view_of(graph, v) {
+                        v = of;
+                    }
+                    let constant = node.op().is_some_and(|o| o.is("Constant")) && tables.contains(node.outputs[0].name.as_str());
+                    constant || (v.node != *id && tables.contains(graph.name_of(v)))
                 };
                 let params = graph.params().iter().copied().filter(|&p| {
                     let node = graph.node(p);
                     matches!(node.kind, Kind::Param(_) | Kind::Input(Some(_))) && tables.contains(node.outputs[0].name.as_str())
                 });
-                let gone: Vec<_> = graph.ops().iter().copied().filter(identity).chain(params).filter(unused).collect();
+                let gone: Vec<_> = graph.ops().iter().copied().filter(view).chain(params).filter(unused).collect();
                 if gone.is_empty() {
                     return Ok(());
                 }

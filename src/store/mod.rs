@@ -11,6 +11,7 @@ pub mod pserver;
 mod request;
 mod sharded;
 mod shards;
+mod stream;
 mod writer;
 
 pub use dedup::Dedup;
@@ -18,7 +19,9 @@ pub use memory::Memory;
 pub use piece::{PieceRows, checksum};
 pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, serve, serve_shards, server_info, stop_server};
 pub use shards::{Shards, open_local, read_manifest};
-pub use writer::{piece_file, write_table};
+pub use writer::{piece_file, write_keyed_table, write_table};
+
+pub use crate::wire::DEFAULT_MAX_FRAME;
 
 use crate::tensor::{DType, Shape, Tensor};
 use std::fmt;

@@ -5,7 +5,7 @@ use super::gather::{advise_random, gather};
 use super::keys::{ABSENT, Divisor, find, range_of};
 use super::layout::{self, Filling};
 use super::piece::{Mapped, checksum, open_piece};
-use super::request::{Part, Peer, Reply, ReplyFuture, Request, id_blocks, row_blocks};
+use super::request::{Blocks, Part, Peer, Reply, ReplyFuture, Request, id_blocks, row_blocks};
 use super::{LookupFuture, Query, Stats, Store, StoreError, Table};
 use crate::plan::{Manifest, Sharding};
 use crate::wire::Pooled;
@@ -226,8 +226,8 @@ impl Shards {
         .map_err(|_| self.elsewhere(t))
     }
 
-    /// Answers a request that came from elsewhere: nothing in it is trusted.
-    pub(crate) fn answer(&self, request: &Request) -> Result<Reply, StoreError> {
+    /// Checks a request that came from elsewhere, of which nothing is trusted; gives its blocks of ids and of rows.
+    pub(super) fn check(&self, request: &Request) -> Result<(Blocks, Blocks), StoreError> {
         if let Some(fault) = self.fault.get() {
             return Err(fault.clone());
         }
@@ -239,34 +239,70 @@ impl Shards {
                 return Err(StoreError::Corrupt(format!("table {} with rows of {} bytes was asked for, here is {has}", p.table, p.width)));
             }
         }
-        let sizes = id_blocks(parts).zip(row_blocks(parts));
-        let Some(((ids_at, ids_len), (rows_at, rows_len))) = sizes else {
+        let Some((ids, rows)) = id_blocks(parts).zip(row_blocks(parts)) else {
             return Err(StoreError::Corrupt("a request without a size".into()));
         };
-        if ids_len != request.ids.len() {
-            return Err(StoreError::Corrupt(format!("expected {ids_len} bytes of ids, found {}", request.ids.len())));
+        if ids.1 != request.ids.len() {
+            return Err(StoreError::Corrupt(format!("expected {} bytes of ids, found {}", ids.1, request.ids.len())));
         }
+        for (p, &at) in parts.iter().zip(&ids.0) {
+            let block = &request.ids[at..at + p.count as usize * p.id_bytes()];
+            if p.wide { self.check_ids::<u64>(p, block) } else { self.check_ids::<u32>(p, block) }?;
+        }
+        let n = parts.iter().map(|p| u64::from(p.count)).sum();
+        self.counters.add(&Stats { lookups: 1, ids: n, unique_ids: n, bytes: rows.1 as u64, ..Stats::default() });
+        Ok((ids, rows))
+    }
+
+    /// That the ids of a part are rows, and that these are here.
+    fn check_ids<I: Id>(&self, part: &Part, ids: &[u8]) -> Result<(), StoreError> {
+        let (t, held) = (&self.tables[part.table as usize], &self.held[part.table as usize]);
+        let ids = cast_ids::<I>(ids);
+        let Some(greatest) = ids.iter().map(Id::wide).max() else { return Ok(()) };
+        if t.keyed {
+            return Ok(());
+        }
+        if greatest >= t.rows {
+            let position = ids.iter().position(|i| i.wide() >= t.rows).unwrap_or(0);
+            return Err(StoreError::Invalid { table: t.name.clone(), id: ids[position].wide(), position, rows: t.rows });
+        }
+        let here = match &held.place {
+            Place::Whole(piece) => piece.is_some(),
+            Place::Column(_) => true,
+            Place::Row(n, pieces) => pieces.iter().all(Option::is_some) || ids.iter().all(|i| pieces[n.div_rem(i.wide()).1].is_some()),
+            Place::Range(starts, pieces) => {
+                pieces.iter().all(Option::is_some) || ids.iter().all(|i| pieces[range_of(starts, i.wide())].is_some())
+            }
+        };
+        if here { Ok(()) } else { Err(self.elsewhere(t)) }
+    }
+
+    /// Whether a part is of a keyed table.
+    pub(super) fn keyed(&self, part: &Part) -> bool {
+        self.tables.get(part.table as usize).is_some_and(|t| t.keyed)
+    }
+
+    /// Writes the rows of some ids of a part to `out`; absent keys' positions to `absent`.
+    pub(super) fn part_rows(&self, part: &Part, ids: &[u8], out: &mut [u8], absent: &mut Vec<u32>) -> Result<(), StoreError> {
+        let table = part.table as usize;
+        if part.wide { self.rows::<u64>(table, &cast_ids(ids), out, absent) } else { self.rows::<u32>(table, &cast_ids(ids), out, absent) }
+    }
+
+    /// Answers a request that came from elsewhere.
+    pub(crate) fn answer(&self, request: &Request) -> Result<Reply, StoreError> {
+        let ((ids_at, _), (rows_at, rows_len)) = self.check(request)?;
         let mut rows = Pooled::take(rows_len);
-        let mut reply_absent = Vec::new();
-        let (mut absent, mut end) = (Vec::new(), 0);
-        for (i, p) in parts.iter().enumerate() {
-            let (table, count) = (p.table as usize, p.count as usize);
+        let (mut all, mut absent, mut end) = (Vec::new(), Vec::new(), 0);
+        for (i, p) in request.parts.iter().enumerate() {
             // Gaps between blocks are cleared: the buffer has been used before.
             rows[end..rows_at[i]].fill(0);
-            end = rows_at[i] + count * self.held[table].width;
-            let ids = &request.ids[ids_at[i]..ids_at[i] + count * p.id_bytes()];
-            let out = &mut rows[rows_at[i]..end];
-            if p.wide {
-                self.rows::<u64>(table, &cast_ids(ids), out, &mut absent)
-            } else {
-                self.rows::<u32>(table, &cast_ids(ids), out, &mut absent)
-            }?;
-            reply_absent.extend(absent.drain(..).map(|slot| (i as u32, slot)));
+            end = rows_at[i] + p.count as usize * p.width as usize;
+            let ids = &request.ids[ids_at[i]..ids_at[i] + p.count as usize * p.id_bytes()];
+            self.part_rows(p, ids, &mut rows[rows_at[i]..end], &mut absent)?;
+            all.extend(absent.drain(..).map(|slot| (i as u32, slot)));
         }
-        let ids = parts.iter().map(|p| u64::from(p.count)).sum();
-        let absent = reply_absent.len() as u64;
-        self.counters.add(&Stats { lookups: 1, ids, unique_ids: ids, bytes: rows_len as u64, absent, ..Stats::default() });
-        Ok(Reply { absent: reply_absent, rows })
+        self.counters.add(&Stats { absent: all.len() as u64, ..Stats::default() });
+        Ok(Reply { absent: all, rows })
     }
 
     fn query(&self, query: &Query, stats: &mut Stats) -> Result<crate::tensor::Tensor, StoreError> {

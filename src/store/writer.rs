@@ -1,7 +1,7 @@
 //! Writes shard files: one pass over the table, from its mapped bytes into all its pieces at once, in bounded memory.
 
 use super::piece::native;
-use crate::plan::{Piece, Sharding, TableEntry, TableLayout, ranges};
+use crate::plan::{Absent, Piece, Sharding, TableEntry, TableLayout, ranges};
 use crate::tensor::{DType, Tensor, release};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -48,6 +48,11 @@ fn header(dtype: DType, shape: &[u64], len: u64) -> Vec<u8> {
         None => ("U8".into(), vec![shape[0], len / shape[0].max(1)]),
     };
     let json = serde_json::json!({ "values": { "dtype": name, "shape": shape, "data_offsets": [0, len] } });
+    framed(&json)
+}
+
+/// The head of a safetensors file.
+fn framed(json: &serde_json::Value) -> Vec<u8> {
     let mut text = json.to_string().into_bytes();
     // The rows start on a page's multiple of 64 bytes.
     text.resize((text.len() + 8).next_multiple_of(64) - 8, b' ');
@@ -145,6 +150,68 @@ pub fn write_table(dir: &Path, name: &str, tensor: &Tensor, layout: &TableLayout
         sharding: layout.sharding,
         keyed: false,
         absent: Default::default(),
+        default_row: None,
+        pieces,
+    })
+}
+
+/// Writes the pieces of a table of `float32` rows addressed by `keys` (ascending), one piece per shard: piece `p` of `n` holds
+/// the keys with `key mod n == p`.
+///
+/// # Errors
+/// Those of the system, with the file's name.
+pub fn write_keyed_table(
+    dir: &Path,
+    name: &str,
+    row_shape: &[usize],
+    keys: &[u64],
+    values: &[f32],
+    shards: u32,
+    absent: Absent,
+) -> io::Result<TableEntry> {
+    let width: usize = row_shape.iter().product();
+    let n = u64::from(shards.max(1));
+    let mut pieces = Vec::new();
+    for p in 0..n {
+        let own: Vec<usize> = (0..keys.len()).filter(|&i| keys[i] % n == p).collect();
+        let file = piece_file(name, p as usize, n as usize);
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("{file}: {e}"));
+        let path = dir.join(&file);
+        fs::create_dir_all(path.parent().unwrap_or(dir))?;
+        let mut out = Out { file: BufWriter::new(File::create(&path).map_err(named)?), hash: XxHash3_128::new(), bytes: 0 };
+        let shape: Vec<usize> = std::iter::once(own.len()).chain(row_shape.iter().copied()).collect();
+        let (middle, end) = (own.len() * 8, own.len() * (8 + 4 * width));
+        let json = serde_json::json!({
+            "keys": { "dtype": "U64", "shape": [own.len()], "data_offsets": [0, middle] },
+            "values": { "dtype": "F32", "shape": shape, "data_offsets": [middle, end] },
+        });
+        let mut write = || -> io::Result<()> {
+            out.write(&framed(&json))?;
+            own.iter().try_for_each(|&i| out.write(&keys[i].to_le_bytes()))?;
+            own.iter().try_for_each(|&i| out.write(bytemuck::cast_slice(&values[i * width..(i + 1) * width])))?;
+            out.file.flush()?;
+            out.file.get_ref().sync_data()
+        };
+        write().map_err(named)?;
+        pieces.push(Piece {
+            shard: p as u32,
+            rows: own.len() as u64,
+            first_row: 0,
+            first_column: 0,
+            columns: width as u64,
+            bytes: out.bytes,
+            checksum: format!("{:032x}", out.hash.finish_128()),
+            file,
+        });
+    }
+    Ok(TableEntry {
+        name: name.to_owned(),
+        rows: keys.len() as u64,
+        row_shape: row_shape.to_vec(),
+        dtype: DType::F32,
+        sharding: Sharding::Row,
+        keyed: true,
+        absent,
         default_row: None,
         pieces,
     })

@@ -93,9 +93,9 @@ pub trait Number: Element + Copy + PartialOrd + num_traits::NumCast {
     /// From `f64`: floats round to nearest, integers truncate and saturate.
     fn from_f64(x: f64) -> Self;
     /// The lesser of two; NaN if either is.
-    fn minimum(self, other: Self) -> Self;
+    fn lesser_of(self, other: Self) -> Self;
     /// The greater of two; NaN if either is.
-    fn maximum(self, other: Self) -> Self;
+    fn greater_of(self, other: Self) -> Self;
     /// The least value (negative infinity for floats).
     fn lowest() -> Self;
     /// The greatest value (infinity for floats).
@@ -131,8 +131,8 @@ macro_rules! ints {
             #[inline] fn div(self, o: Self) -> Option<Self> { if o == 0 { None } else { Some(self.wrapping_div(o)) } }
             #[inline] fn to_f64(self) -> f64 { self as f64 }
             #[inline] fn from_f64(x: f64) -> Self { x as $t }
-            #[inline] fn minimum(self, o: Self) -> Self { Ord::min(self, o) }
-            #[inline] fn maximum(self, o: Self) -> Self { Ord::max(self, o) }
+            #[inline] fn lesser_of(self, o: Self) -> Self { Ord::min(self, o) }
+            #[inline] fn greater_of(self, o: Self) -> Self { Ord::max(self, o) }
             #[inline] fn lowest() -> Self { <$t>::MIN }
             #[inline] fn highest() -> Self { <$t>::MAX }
         }
@@ -155,8 +155,8 @@ macro_rules! floats {
             #[inline] fn div(self, o: Self) -> Option<Self> { Some(self / o) }
             #[inline] fn to_f64(self) -> f64 { self.into() }
             #[inline] fn from_f64(x: f64) -> Self { num_traits::NumCast::from(x).unwrap_or(<$t>::NAN) }
-            #[inline] fn minimum(self, o: Self) -> Self { if self.is_nan() || self < o { self } else { o } }
-            #[inline] fn maximum(self, o: Self) -> Self { if self.is_nan() || self > o { self } else { o } }
+            #[inline] fn lesser_of(self, o: Self) -> Self { if self.is_nan() || self < o { self } else { o } }
+            #[inline] fn greater_of(self, o: Self) -> Self { if self.is_nan() || self > o { self } else { o } }
             #[inline] fn lowest() -> Self { <$t>::NEG_INFINITY }
             #[inline] fn highest() -> Self { <$t>::INFINITY }
         }

@@ -6,6 +6,7 @@ mod dtype;
 mod element;
 mod floats;
 mod mapped;
+mod memory;
 mod shape;
 mod value;
 
@@ -15,6 +16,7 @@ pub use element::{Element, Float, Int, Number};
 pub use floats::{F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, Rounding, f4e2m1_from_f32, f4e2m1_to_f32};
 pub use half::{bf16, f16};
 pub use mapped::{map_file, release};
+pub use memory::fits_memory;
 pub use num_complex::{Complex32, Complex64};
 pub use shape::{Shape, broadcast_shapes, checked_len, checked_offset, strides};
 pub use value::{Map, MapKeys, Value};
@@ -106,7 +108,7 @@ impl Tensor {
     /// When the product of the dims does not fit the address space.
     pub fn full<T: Element>(shape: impl Into<Shape>, value: T) -> Result<Self, TensorError> {
         let shape = shape.into();
-        let len = checked_len(&shape).filter(|&n| n.checked_mul(size_of::<T>()).is_some_and(|b| b <= isize::MAX as usize));
+        let len = checked_len(&shape).filter(|&n| n.checked_mul(size_of::<T>()).is_some_and(fits_memory));
         let len = len.ok_or_else(|| TensorError::Shape(format!("shape {shape} is too large")))?;
         let mut data = Vec::new();
         data.try_reserve_exact(len).map_err(|_| TensorError::Shape(format!("shape {shape} does not fit memory")))?;

@@ -94,12 +94,11 @@ impl fmt::Debug for Shape {
     }
 }
 
-/// The product of the dims, or `None` where it does not fit. A zero makes the product zero whatever the others are.
+/// The product of the dims, or `None` where it does not fit. Beside a zero the others have to fit all the same, so that the
+/// product of any of the dims of a tensor fits.
 pub fn checked_len(dims: &[usize]) -> Option<usize> {
-    if dims.contains(&0) {
-        return Some(0);
-    }
-    dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= isize::MAX as usize)
+    let others = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1))).filter(|&n| n <= isize::MAX as usize)?;
+    Some(if dims.contains(&0) { 0 } else { others })
 }
 
 /// The byte offset of row `row` in a table with rows of `row_bytes` bytes, in 64 bits.
@@ -144,7 +143,8 @@ mod tests {
     #[test]
     fn a_product_that_wraps_is_none() {
         assert_eq!(checked_len(&[1 << 32, 1 << 32]), None);
-        assert_eq!(checked_len(&[1 << 62, 8, 0]), Some(0));
+        assert_eq!(checked_len(&[1 << 62, 8, 0]), None);
+        assert_eq!(checked_len(&[1 << 60, 0, 4]), Some(0));
         assert_eq!(checked_len(&[]), Some(1));
     }
 

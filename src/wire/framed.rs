@@ -14,6 +14,21 @@ const MAGIC: u32 = u32::from_le_bytes(*b"gtw1");
 /// What is read at once before the size of a body is known: room for a small message whole, little to copy of a large one.
 const INBOX: usize = 8 << 10;
 
+/// A body that is made while it is written, so that it is never in memory whole and the peer reads its beginning early.
+pub(crate) trait Chunks: Send {
+    /// Bytes of all chunks.
+    fn total(&self) -> usize;
+
+    /// The next chunk; none if it cannot be made, which ends the connection.
+    fn next(&mut self) -> Option<Bytes>;
+}
+
+/// The body of a message to write.
+pub(crate) enum Body {
+    Whole(Bytes),
+    Chunks(Box<dyn Chunks>),
+}
+
 /// What the messages of a stream are, in one direction each.
 pub(crate) trait Codec {
     /// A message to write.
@@ -22,7 +37,7 @@ pub(crate) trait Codec {
     type In;
 
     /// Appends the head of a message and gives its body.
-    fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Bytes>;
+    fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Body>;
 
     /// The message of a head and a body.
     fn decode(&mut self, head: &[u8], body: Pooled) -> io::Result<Self::In>;
@@ -54,6 +69,8 @@ pub(crate) struct Framed<S, C> {
     outbox: Vec<u8>,
     body: Bytes,
     written: usize,
+    /// What makes the rest of the body, and how much of it there is.
+    chunks: Option<(Box<dyn Chunks>, usize)>,
 }
 
 impl<S, C: Codec> Framed<S, C> {
@@ -73,6 +90,7 @@ impl<S, C: Codec> Framed<S, C> {
             outbox,
             body: Bytes::new(),
             written: 0,
+            chunks: None,
         }
     }
 
@@ -176,23 +194,29 @@ impl<S: AsyncRead + Unpin, C: Codec + Unpin> Stream for Framed<S, C> {
 
 impl<S: AsyncWrite + Unpin, C: Codec + Unpin> Framed<S, C> {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let head = self.outbox.len();
-        while self.written < head + self.body.len() {
-            let n = if self.written < head {
-                let parts = [IoSlice::new(&self.outbox[self.written..]), IoSlice::new(&self.body)];
-                ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &parts))?
-            } else {
-                ready!(Pin::new(&mut self.stream).poll_write(cx, &self.body[self.written - head..]))?
-            };
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        loop {
+            let head = self.outbox.len();
+            while self.written < head + self.body.len() {
+                let n = if self.written < head {
+                    let parts = [IoSlice::new(&self.outbox[self.written..]), IoSlice::new(&self.body)];
+                    ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &parts))?
+                } else {
+                    ready!(Pin::new(&mut self.stream).poll_write(cx, &self.body[self.written - head..]))?
+                };
+                if n == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.written += n;
             }
-            self.written += n;
+            self.outbox.clear();
+            self.body = Bytes::new();
+            self.written = 0;
+            let Some((mut chunks, left)) = self.chunks.take() else { return Poll::Ready(Ok(())) };
+            let made = chunks.next().filter(|c| !c.is_empty() && c.len() <= left);
+            self.body = made.ok_or_else(|| invalid("the rest of a body could not be made"))?;
+            let left = left - self.body.len();
+            self.chunks = (left > 0).then_some((chunks, left));
         }
-        self.outbox.clear();
-        self.body = Bytes::new();
-        self.written = 0;
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -210,9 +234,13 @@ impl<S: AsyncWrite + Unpin, C: Codec + Unpin> Sink<C::Out> for Framed<S, C> {
         let body = this.codec.encode(item, &mut this.outbox);
         let head = this.outbox.len() - PREFIX;
         let sized = body.and_then(|body| {
-            let size = PREFIX + head + body.len();
+            let len = match &body {
+                Body::Whole(bytes) => bytes.len(),
+                Body::Chunks(chunks) => chunks.total(),
+            };
+            let size = PREFIX + head + len;
             if head <= MAX_HEAD && size <= this.write_limit {
-                return Ok(body);
+                return Ok((body, len));
             }
             Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -220,12 +248,15 @@ impl<S: AsyncWrite + Unpin, C: Codec + Unpin> Sink<C::Out> for Framed<S, C> {
             ))
         });
         match sized {
-            Ok(body) => {
+            Ok((body, len)) => {
                 let mut prefix = &mut this.outbox[..PREFIX];
                 prefix.put_u32_le(MAGIC);
                 prefix.put_u32_le(head as u32);
-                prefix.put_u32_le(body.len() as u32);
-                this.body = body;
+                prefix.put_u32_le(len as u32);
+                match body {
+                    Body::Whole(bytes) => this.body = bytes,
+                    Body::Chunks(chunks) => this.chunks = (len > 0).then_some((chunks, len)),
+                }
                 Ok(())
             }
             Err(e) => {
@@ -256,12 +287,25 @@ mod tests {
 
     struct Plain;
 
+    struct Slices(Bytes);
+
+    impl Chunks for Slices {
+        fn total(&self) -> usize {
+            self.0.len()
+        }
+        fn next(&mut self) -> Option<Bytes> {
+            let n = self.0.len().min(1000);
+            Some(self.0.split_to(n))
+        }
+    }
+
     impl Codec for Plain {
         type Out = (Vec<u8>, Vec<u8>);
         type In = (Vec<u8>, Vec<u8>);
-        fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Bytes> {
+        fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Body> {
             head.extend(item.0);
-            Ok(item.1.into())
+            // Every second size goes in chunks.
+            if item.1.len().is_multiple_of(2) { Ok(Body::Chunks(Box::new(Slices(item.1.into())))) } else { Ok(Body::Whole(item.1.into())) }
         }
         fn decode(&mut self, head: &[u8], body: Pooled) -> io::Result<Self::In> {
             Ok((head.to_vec(), body.to_vec()))

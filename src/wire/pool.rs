@@ -19,6 +19,7 @@ const KEEP_COUNT: usize = 32;
 static FREE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
 /// A buffer from the pool. It goes back when it is dropped.
+#[derive(Default)]
 pub(crate) struct Pooled {
     lines: Vec<Line>,
     len: usize,
@@ -47,12 +48,6 @@ impl Pooled {
     /// The buffer as shared bytes; it goes back to the pool with the last of them.
     pub(crate) fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
-    }
-}
-
-impl Default for Pooled {
-    fn default() -> Self {
-        Self { lines: Vec::new(), len: 0 }
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::comm::rendezvous::{Ask, Op, Turn};
 use crate::comm::{CommError, ReduceOp};
 use crate::tensor::{DType, Shape};
-use crate::wire::{Codec, Fields, Hello, Pooled, invalid, put_str};
+use crate::wire::{Body, Codec, Fields, Hello, Pooled, invalid, put_str};
 use bytes::{BufMut, Bytes};
 use std::io;
 use std::time::{Duration, Instant};
@@ -118,13 +118,13 @@ impl Codec for RankCodec {
     type Out = ClientMessage<Call>;
     type In = Response<Answer>;
 
-    fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Bytes> {
+    fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Body> {
         let request = match item {
             ClientMessage::Request(request) => request,
             ClientMessage::Cancel { request_id, .. } => {
                 head.put_u8(255);
                 head.put_u64_le(request_id);
-                return Ok(Bytes::new());
+                return Ok(Body::Whole(Bytes::new()));
             }
             _ => return Err(invalid("a message that has no place on the wire")),
         };
@@ -144,14 +144,14 @@ impl Codec for RankCodec {
             Call::Hello(hello) => hello.encode(head),
             Call::Part(turn, bytes) => {
                 put_turn(head, turn);
-                return Ok(bytes);
+                return Ok(Body::Whole(bytes));
             }
             Call::Collective(turn, ask, bytes) => {
                 put_turn(head, turn);
                 put_op(head, ask.op);
                 put_str(head, &ask.name);
                 put_type(head, ask.dtype, &ask.shape);
-                return Ok(bytes);
+                return Ok(Body::Whole(bytes));
             }
             Call::More(turn, from) => {
                 put_turn(head, turn);
@@ -159,7 +159,7 @@ impl Codec for RankCodec {
             }
             Call::Form | Call::Ping => {}
         }
-        Ok(Bytes::new())
+        Ok(Body::Whole(Bytes::new()))
     }
 
     fn decode(&mut self, head: &[u8], body: Pooled) -> io::Result<Self::In> {
@@ -197,7 +197,7 @@ impl Codec for RootCodec {
     type Out = Response<Answer>;
     type In = ClientMessage<Call>;
 
-    fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Bytes> {
+    fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Body> {
         let answer = item.message.unwrap_or_else(|ServerError { detail, .. }| Answer::Failed(CommError::Invalid(detail)));
         let kind = match &answer {
             Answer::Welcome(_) => 0,
@@ -215,13 +215,13 @@ impl Codec for RootCodec {
             Answer::Tensor(dtype, shape, len, bytes) => {
                 put_type(head, dtype, &shape);
                 head.put_u64_le(len);
-                return Ok(bytes);
+                return Ok(Body::Whole(bytes));
             }
-            Answer::More(bytes) => return Ok(bytes),
+            Answer::More(bytes) => return Ok(Body::Whole(bytes)),
             Answer::Refused(text) => put_str(head, &text),
             Answer::Failed(error) => put_error(head, &error),
         }
-        Ok(Bytes::new())
+        Ok(Body::Whole(Bytes::new()))
     }
 
     fn decode(&mut self, head: &[u8], body: Pooled) -> io::Result<Self::In> {

@@ -48,7 +48,7 @@ fn infer_gather(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let at = util::axis(spec.gather, data.len())?;
     let mut data = data.to_vec();
     match (cx.dtype(0), data.last_mut()) {
-        (Some(DType::U8), Some(d)) => *d = d.known().map_or(Dim::Unknown, |d| Dim::Known(d * (8 / spec.bits))),
+        (Some(DType::U8), Some(d)) => *d = d.known().and_then(|d| d.checked_mul(8 / spec.bits)).map_or(Dim::Unknown, Dim::Known),
         (None, Some(d)) => *d = Dim::Unknown,
         _ => {}
     }
@@ -121,12 +121,14 @@ fn gather(spec: &Gather, args: &Args) -> Result<Tensor, OpError> {
         invalid!("scales of shape {} do not fit shape {shape} in blocks of {block} along axis {quantized}", scales.shape());
     }
     let zero_codes = zeros.map(|z| self::codes(z, spec.bits)).transpose()?;
-    if zero_codes.as_ref().is_some_and(|(z, _)| z.len() < scales.len()) || zeros.is_some_and(|z| z.dtype() != data.dtype()) {
-        invalid!("zero points do not fit the scales");
-    }
     // Packed zero points of uint8 data are padded at the end of each row.
     let zero_row = zeros.map_or(0, |z| z.shape().last().map_or(1, |&d| if data.dtype() == DType::U8 { d * (8 / spec.bits) } else { d }));
     let scale_row = scales.shape().last().copied().unwrap_or(1);
+    if let Some(z) = zeros
+        && (z.rank() != rank || z.shape()[..rank - 1] != scales.shape()[..rank - 1] || zero_row < scale_row || z.dtype() != data.dtype())
+    {
+        invalid!("zero points {}{} do not fit {} data and scales of shape {}", z.dtype(), z.shape(), data.dtype(), scales.shape());
+    }
     let scale_values = scales.to_f32s()?;
     let grid = util::broadcast_strides(scales.shape(), &shape);
     let own = strides(scales.shape());

@@ -5,7 +5,7 @@ use crate::ir::Dim;
 use crate::ops::gemm::Real;
 use crate::ops::norm::{Param, normalize_rows};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, quant, util};
-use crate::tensor::{DType, Element, Number, Shape, Tensor, cast};
+use crate::tensor::{DType, Number, Shape, Tensor, cast};
 use crate::{dispatch_wide, invalid};
 
 pub(in crate::ops) const OPS: &[OpDef] = &[
@@ -54,9 +54,9 @@ fn build_skip(cx: &OpCtx, rms: bool) -> Result<Kernel, OpError> {
             let mut data = wide.into_vec::<T>()?;
             let skip_rows = skip.len().checked_div(width).unwrap_or(1).max(1);
             util::for_each_chunk(&mut data, width, |i, row| {
-                row.iter_mut().zip(&skip[i % skip_rows * width..]).for_each(|(v, &s)| *v = *v + s);
+                row.iter_mut().zip(&skip[i % skip_rows * width..]).for_each(|(v, &s)| *v += s);
                 if let Some(bias) = &bias {
-                    row.iter_mut().zip(bias).for_each(|(v, &b)| *v = *v + b);
+                    row.iter_mut().zip(bias).for_each(|(v, &b)| *v += b);
                 }
             });
             let sum = if wants_sum { Some(cast(&Tensor::new(&shape, data.clone())?, dtype)?) } else { None };
@@ -81,7 +81,7 @@ fn build_skip(cx: &OpCtx, rms: bool) -> Result<Kernel, OpError> {
 
 fn infer_embed(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let quantized = cx.has(8) && cx.op.inputs == 18;
-    let dtype = if quantized { cx.dtype(8) } else { cx.dtype(2) };
+    let dtype = if quantized { Some(DType::F32) } else { cx.dtype(2) };
     let (batch, shape) = match (cx.shape(0), cx.shape(2)) {
         (Some([b, s]), Some([_, w])) => (b.clone(), Some(vec![b.clone(), s.clone(), w.clone()])),
         (Some(ids), _) if ids.len() != 2 => invalid!("expected ids of rank 2, found {}", ids.len()),

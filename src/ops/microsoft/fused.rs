@@ -2,10 +2,10 @@
 
 use super::op;
 use crate::ir::Dim;
-use crate::ops::gemm::{Activation, Real, gelu, sigmoid};
+use crate::ops::gemm::{Activation, Real, sigmoid};
 use crate::ops::matmul::{build_gemm, infer_gemm, matmul_dims, scaled_matmul};
 use crate::ops::softmax::softmax;
-use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, infer, one, util};
+use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, infer, one, rows, util};
 use crate::tensor::{DType, Shape, Tensor, cast};
 use crate::{dispatch_wide, invalid};
 
@@ -13,21 +13,18 @@ const MATMUL_ATTRS: &[&str] = &["alpha", "transA", "transB", "transBatchA", "tra
 
 pub(in crate::ops) const OPS: &[OpDef] = &[
     op("BiasAdd").inputs(3, 3).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(bias_add(&args)?)))),
-    op("BiasGelu").inputs(2, 2).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, |x| gelu(x), |x| gelu(x))?)))),
+    op("BiasGelu").inputs(2, 2).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, Real::gelu, Real::gelu)?)))),
     op("BiasSoftmax").inputs(2, 2).attrs(&["axis", "is_inner_broadcast"]).infer(infer::same).kernel(build_bias_softmax),
     op("BiasSplitGelu").inputs(2, 2).infer(infer_split).kernel(|_| Ok(Box::new(|args| one(bias_split_gelu(&args)?)))),
     op("ExpandDims").inputs(2, 2).infer(infer_expand).kernel(|_| Ok(Box::new(expand_dims))),
-    op("FastGelu")
-        .inputs(1, 2)
-        .infer(infer::same)
-        .kernel(|_| Ok(Box::new(|args| one(activate(args, |x| fast_gelu(x), |x| fast_gelu(x))?)))),
+    op("FastGelu").inputs(1, 2).infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, fast_gelu, fast_gelu)?)))),
     op("FusedGemm")
         .inputs(2, 3)
         .attrs(&["activation", "activation_alpha", "activation_beta", "activation_gamma", "alpha", "beta", "transA", "transB"])
         .infer(infer_gemm)
         .kernel(build_fused_gemm),
     op("FusedMatMul").inputs(2, 2).attrs(MATMUL_ATTRS).infer(infer_fused_matmul).kernel(build_fused_matmul),
-    op("Gelu").infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, |x| gelu(x), |x| gelu(x))?)))),
+    op("Gelu").infer(infer::same).kernel(|_| Ok(Box::new(|args| one(activate(args, Real::gelu, Real::gelu)?)))),
     op("Inverse").infer(infer::same).kernel(|_| Ok(Box::new(|args| one(inverse(args.tensor(0)?)?)))),
     op("QuickGelu").attrs(&["alpha"]).infer(infer::same).kernel(build_quick_gelu),
     op("TransposeMatMul").inputs(2, 2).attrs(MATMUL_ATTRS).infer(infer_fused_matmul).kernel(build_fused_matmul),
@@ -56,16 +53,21 @@ fn activate(
     Ok(cast(&out, dtype)?)
 }
 
+/// Elements that one loop takes.
+const CHUNK: usize = 4096;
+
 fn added<T: Real>(x: Tensor, shape: &Shape, bias: Option<&Tensor>, f: impl Fn(T) -> T + Sync + Send) -> Result<Tensor, OpError> {
     let mut data = x.into_vec::<T>()?;
     match bias {
-        None => util::map_in_place(&mut data, |v| *v = f(*v)),
+        None => util::for_each_chunk(&mut data, CHUNK, |_, row| rows::simd(|| row.iter_mut().for_each(|v| *v = f(*v)))),
         Some(bias) => {
             let bias = cast(bias, T::DTYPE)?.into_vec::<T>()?;
             if shape.last() != Some(&bias.len()) {
                 invalid!("expected a bias for the last axis of {shape}, found {} elements", bias.len());
             }
-            util::for_each_chunk(&mut data, bias.len(), |_, row| row.iter_mut().zip(&bias).for_each(|(v, &b)| *v = f(*v + b)));
+            util::for_each_chunk(&mut data, bias.len(), |_, row| {
+                rows::simd(|| row.iter_mut().zip(&bias).for_each(|(v, &b)| *v = f(*v + b)));
+            });
         }
     }
     Ok(Tensor::new(shape, data)?)
@@ -103,7 +105,7 @@ fn bias_split_gelu(args: &Args) -> Result<Tensor, OpError> {
     let half = width / 2;
     let mut out = Vec::with_capacity(data.len() / 2);
     for row in data.chunks(width) {
-        out.extend((0..half).map(|i| (row[i] + bias[i]) * gelu(row[i + half] + bias[i + half])));
+        out.extend((0..half).map(|i| (row[i] + bias[i]) * (row[i + half] + bias[i + half]).gelu()));
     }
     let mut shape = x.shape().clone();
     let last = shape.len() - 1;
@@ -141,7 +143,7 @@ fn build_bias_softmax(cx: &OpCtx) -> Result<Kernel, OpError> {
             let bias = bias.as_slice::<T>()?;
             util::for_each_chunk(&mut data, len, |i, row| {
                 let b = if inner { i / repeat } else { i % biases };
-                row.iter_mut().zip(&bias[b * len..]).for_each(|(v, &b)| *v = *v + b);
+                row.iter_mut().zip(&bias[b * len..]).for_each(|(v, &b)| *v += b);
             });
             Tensor::new(x.shape(), data)?
         });

@@ -4,6 +4,7 @@ pub(super) mod attention;
 pub(super) mod blocks;
 pub(super) mod embed;
 pub(super) mod fused;
+pub(super) mod group_query;
 pub(super) mod qlinear;
 
 use super::OpDef;

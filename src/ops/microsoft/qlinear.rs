@@ -1,13 +1,13 @@
 //! Ops on 8-bit tensors with a scale and a zero point: read as numbers, computed, rounded back.
 
 use super::op;
-use crate::invalid;
-use crate::ir::Dim;
+use crate::ir::{Dim, OpName};
 use crate::ops::gemm::sigmoid;
 use crate::ops::matmul::{infer_matmul, integer_product};
 use crate::ops::quant::{dynamic_quantize, pack, range, round};
-use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, broadcast_dims, infer, one, util};
-use crate::tensor::{DType, Shape, Tensor, cast};
+use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Run, broadcast_dims, find, infer, one, util};
+use crate::tensor::{DType, Shape, Tensor, Value, cast};
+use crate::{invalid, unsupported};
 
 pub(in crate::ops) const OPS: &[OpDef] = &[
     op("DynamicQuantizeMatMul")
@@ -20,6 +20,11 @@ pub(in crate::ops) const OPS: &[OpDef] = &[
         .kernel(|_| Ok(Box::new(|args| one(integer_to_float(&args)?)))),
     op("QGemm").inputs(6, 9).attrs(&["alpha", "transA", "transB"]).infer(infer_qgemm).kernel(build_qgemm),
     op("QLinearAdd").inputs(7, 8).infer(infer_binary).kernel(|_| Ok(Box::new(|args| one(binary(&args, |a, b| a + b)?)))),
+    op("QLinearAveragePool")
+        .inputs(4, 5)
+        .attrs(&["auto_pad", "ceil_mode", "channels_last", "count_include_pad", "kernel_shape", "pads", "strides"])
+        .infer(infer_average_pool)
+        .kernel(build_average_pool),
     op("QLinearConcat").inputs(5, usize::MAX).attrs(&["axis"]).infer(infer_concat).kernel(build_concat),
     op("QLinearGlobalAveragePool").inputs(5, 5).attrs(&["channels_last"]).infer(infer_global_pool).kernel(build_global_pool),
     op("QLinearLeakyRelu").inputs(4, 5).attrs(&["alpha"]).infer(infer::same).kernel(build_leaky_relu),
@@ -54,6 +59,12 @@ impl Scale {
 
     fn write(self, x: f32, (low, high): (f32, f32)) -> f32 {
         (round(x / self.scale) + self.zero).clamp(low, high)
+    }
+
+    /// As [`Scale::write`], but the zero point is added before rounding: where that is odd, halves go the other way. So
+    /// ONNX Runtime does in sums, products and windows.
+    fn write_shifted(self, x: f32, (low, high): (f32, f32)) -> f32 {
+        round(x / self.scale + self.zero).clamp(low, high)
     }
 }
 
@@ -93,7 +104,7 @@ fn binary(args: &Args, f: impl Fn(f32, f32) -> f32) -> Result<Tensor, OpError> {
     let to = Scale::new(args.tensor(6)?, args.opt(7)?)?;
     let (x, y) = (Scale::new(args.tensor(1)?, args.opt(2)?)?.read(a)?, Scale::new(args.tensor(4)?, args.opt(5)?)?.read(b)?);
     let bounds = bounds(a.dtype())?;
-    let out = broadcast_map(a, b, &x, &y, |a, b| to.write(f(a, b), bounds))?;
+    let out = broadcast_map(a, b, &x, &y, |a, b| to.write_shifted(f(a, b), bounds))?;
     pack(a.dtype(), &out.0, &out.1)
 }
 
@@ -108,7 +119,7 @@ fn multiply(args: &Args) -> Result<Tensor, OpError> {
     let (x, y) = (Scale { scale: 1.0, ..sa }.read(a)?, Scale { scale: 1.0, ..sb }.read(b)?);
     let (low, high) = bounds(a.dtype())?;
     let factor = sa.scale * sb.scale / to.scale;
-    let out = broadcast_map(a, b, &x, &y, |a, b| (round(a * b * factor) + to.zero).clamp(low, high))?;
+    let out = broadcast_map(a, b, &x, &y, |a, b| round(a * b * factor + to.zero).clamp(low, high))?;
     pack(a.dtype(), &out.0, &out.1)
 }
 
@@ -137,7 +148,7 @@ fn infer_concat(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
             invalid!("expected parts of one rank, found {} and {}", shape.len(), part.len());
         }
         shape[at] = match (shape[at].known(), part[at].known()) {
-            (Some(a), Some(b)) => Dim::Known(a + b),
+            (Some(a), Some(b)) => a.checked_add(b).map_or(Dim::Unknown, Dim::Known),
             _ => Dim::Unknown,
         };
     }
@@ -183,6 +194,43 @@ fn build_concat(cx: &OpCtx) -> Result<Kernel, OpError> {
             }
         }
         one(pack(dtype, &shape, &out)?)
+    }))
+}
+
+/// The record of the pooling of floats, and its name.
+fn average_pool() -> Result<(&'static OpDef, OpName), OpError> {
+    let name = OpName::new("", "AveragePool");
+    match find(&name) {
+        Some(def) => Ok((def, name)),
+        None => unsupported!("this build has no {name}"),
+    }
+}
+
+/// The opset whose AveragePool is meant.
+const POOL_OPSET: i64 = 19;
+
+fn infer_average_pool(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
+    let (def, name) = average_pool()?;
+    (def.infer)(&InferCtx { op: OpCtx { op: &name, version: POOL_OPSET, inputs: 1, ..cx.op.clone() }, facts: &cx.facts[..1] })
+}
+
+fn build_average_pool(cx: &OpCtx) -> Result<Kernel, OpError> {
+    if cx.attrs.int_or("channels_last", 0)? != 0 {
+        unsupported!("channels_last is not supported");
+    }
+    let (def, name) = average_pool()?;
+    let Run::Kernel(build) = def.run else { unsupported!("this build has no kernel for {name}") };
+    let pool = build(&OpCtx { op: &name, version: POOL_OPSET, inputs: 1, constants: &[], ..cx.clone() })?;
+    Ok(Box::new(move |args| {
+        let x = args.tensor(0)?;
+        let (from, to) = (Scale::new(args.tensor(1)?, args.opt(2)?)?, Scale::new(args.tensor(3)?, args.opt(4)?)?);
+        let bounds = bounds(x.dtype())?;
+        let real = Tensor::new(x.shape(), from.read(x)?)?;
+        let Some(pooled) = pool(Args::new([Some(real.into())]))?.into_iter().next().and_then(Value::into_tensor) else {
+            invalid!("{name} gives no tensor")
+        };
+        let data: Vec<f32> = pooled.as_slice::<f32>()?.iter().map(|&v| to.write_shifted(v, bounds)).collect();
+        one(pack(x.dtype(), pooled.shape(), &data)?)
     }))
 }
 
@@ -238,7 +286,11 @@ fn infer_qgemm(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
         let flip = usize::from(cx.op.attrs.int_or(name, 0)? != 0);
         Ok(cx.shape(i).filter(|s| s.len() == 2).map_or(Dim::Unknown, |s| s[at ^ flip].clone()))
     };
-    let dtype = if cx.has(8) { cx.dtype(8) } else { Some(DType::F32) };
+    let dtype = match (cx.has(7), cx.has(8)) {
+        (false, _) => Some(DType::F32),
+        (true, false) => cx.dtype(0),
+        (true, true) => cx.dtype(8),
+    };
     Ok(vec![Fact::partial(dtype, Some(vec![side(0, "transA", 0)?, side(3, "transB", 1)?]))])
 }
 

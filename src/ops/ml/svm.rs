@@ -104,7 +104,7 @@ impl Classifier {
     }
 
     fn features(&self) -> usize {
-        if self.count > 0 { self.vectors.len() / self.count } else { self.coefficients.len() / self.classes }
+        self.vectors.len().checked_div(self.count).unwrap_or_else(|| self.coefficients.len() / self.classes)
     }
 
     /// The scores of each pair of classes, and the votes that they come to.
@@ -227,7 +227,7 @@ pub(super) fn build_regressor(cx: &OpCtx) -> Result<Kernel, OpError> {
         n => invalid!("attribute \"n_supports\": {n} is out of range"),
     };
     let dot = if supports > 0 { Dot::read(cx.attrs)? } else { Dot { shape: Shape::Linear, ..Dot::read(cx.attrs)? } };
-    let features = if supports > 0 { vectors.len() / supports } else { coefficients.len() };
+    let features = vectors.len().checked_div(supports).unwrap_or(coefficients.len());
     if supports > 0 && (coefficients.len() != supports || features * supports != vectors.len()) {
         invalid!("{} coefficients and {} support values do not fit {supports} vectors", coefficients.len(), vectors.len());
     }

@@ -282,8 +282,9 @@ mod tests {
 
     #[test]
     fn version_10_takes_the_pixel_before() {
-        assert_eq!(resize(10, Attrs::new(), row(), vec![1.25]).unwrap(), [1.0, 1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(resize(11, Attrs::new(), row(), vec![1.25]).unwrap(), [1.0, 2.0, 2.0, 3.0, 4.0]);
+        // Element 1 comes from 1 / 0.6 = 1.67, from version 11 on from 1.5 / 0.6 - 0.5 = 2.
+        assert_eq!(resize(10, Attrs::new(), row(), vec![0.6]).unwrap(), [1.0, 2.0]);
+        assert_eq!(resize(11, Attrs::new(), row(), vec![0.6]).unwrap(), [1.0, 3.0]);
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub(super) fn build_sample(cx: &OpCtx) -> Result<Kernel, OpError> {
 fn run(sampler: Sampler, args: &Args) -> Result<Outputs, OpError> {
     let (x, grid) = (args.tensor(0)?, args.tensor(1)?);
     let rank = x.rank();
-    if rank < 3 || rank > 7 || grid.rank() != rank || grid.shape()[rank - 1] != rank - 2 || grid.shape()[0] != x.shape()[0] {
+    if !(3..=7).contains(&rank) || grid.rank() != rank || grid.shape()[rank - 1] != rank - 2 || grid.shape()[0] != x.shape()[0] {
         invalid!("an input of shape {} and a grid of shape {} do not fit", x.shape(), grid.shape());
     }
     // Places are reckoned in float32, as elsewhere, so that ties fall the same way.

@@ -5,6 +5,7 @@ use super::ServerInfo;
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
 use crate::plan::assign_shards;
 use crate::store::request::{Request, row_blocks};
+use crate::store::stream::{CHUNK, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
 use crate::wire::{DEFAULT_MAX_FRAME, Framed, HANDSHAKE_FRAME, Hello, Identity, MAX_HEAD, PREFIX, Role, causes};
 use futures::{SinkExt, StreamExt};
@@ -343,7 +344,7 @@ async fn answer_one(channel: &mut Channel, shared: &Shared, role: Role, request:
         Call::Fetch(fetch) if role == Role::Worker => {
             // The share is held until the answer is written.
             let (_share, answer) = match fetch_rows(&fetch, shared, request.context.deadline).await {
-                Ok((share, reply)) => (Some(share), Answer::Reply(reply)),
+                Ok((share, answer)) => (Some(share), answer),
                 Err(failure) => (None, Answer::Failed(failure)),
             };
             drop(fetch);
@@ -369,7 +370,7 @@ async fn fetch_rows<'a>(
     request: &Request,
     shared: &'a Shared,
     deadline: Instant,
-) -> Result<(tokio::sync::SemaphorePermit<'a>, crate::store::request::Reply), Failure> {
+) -> Result<(tokio::sync::SemaphorePermit<'a>, Answer), Failure> {
     let o = &shared.options;
     let ids: u64 = request.parts.iter().map(|p| u64::from(p.count)).sum();
     if ids > o.max_ids as u64 {
@@ -379,7 +380,9 @@ async fn fetch_rows<'a>(
     if rows.saturating_add(PREFIX) > o.max_frame {
         return Err(Failure::Refused(format!("an answer of {rows} bytes is over the frame limit of {} bytes (--max-frame)", o.max_frame)));
     }
-    let units = (rows / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
+    let stream = RowStream::new(&shared.shards, request, rows)?;
+    let held = if stream.is_some() { CHUNK } else { rows };
+    let units = (held / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
     let share = match shared.in_flight.try_acquire_many(units) {
         Ok(share) => share,
         Err(_) => match tokio::time::timeout_at(deadline.into(), shared.in_flight.acquire_many(units)).await {
@@ -387,7 +390,13 @@ async fn fetch_rows<'a>(
             _ => return Err(Failure::Busy(format!("{} bytes of answers are under way", o.max_in_flight))),
         },
     };
-    Ok((share, shared.shards.answer(request)?))
+    Ok((
+        share,
+        match stream {
+            Some(rows) => Answer::Rows(rows),
+            None => Answer::Reply(shared.shards.answer(request)?),
+        },
+    ))
 }
 
 async fn reply(channel: &mut Channel, shared: &Shared, request_id: u64, answer: Answer) -> Result<(), String> {

@@ -5,7 +5,8 @@
 
 use crate::store::StoreError;
 use crate::store::request::{Part, Reply, Request};
-use crate::wire::{Codec, Fields, Hello, Pooled, invalid, put_str};
+use crate::store::stream::RowStream;
+use crate::wire::{Body, Codec, Fields, Hello, Pooled, invalid, put_str};
 use bytes::{BufMut, Bytes};
 use std::io;
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ impl RequestName for Call {
 pub(super) enum Answer {
     Welcome(Limits),
     Reply(Reply),
+    /// As [`Answer::Reply`], for the server: rows that are gathered while they are written.
+    Rows(RowStream),
     /// A [`super::ServerInfo`] as JSON.
     Info(String),
     Done,
@@ -86,13 +89,13 @@ impl Codec for ClientCodec {
     type Out = ClientMessage<Call>;
     type In = Response<Answer>;
 
-    fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Bytes> {
+    fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Body> {
         let request = match item {
             ClientMessage::Request(request) => request,
             ClientMessage::Cancel { request_id, .. } => {
                 head.put_u8(255);
                 head.put_u64_le(request_id);
-                return Ok(Bytes::new());
+                return Ok(Body::Whole(Bytes::new()));
             }
             _ => return Err(invalid("a message that has no place on the wire")),
         };
@@ -116,11 +119,11 @@ impl Codec for ClientCodec {
                     head.put_u32_le(p.width);
                     head.put_u8(u8::from(p.wide));
                 }
-                return Ok(request.ids);
+                return Ok(Body::Whole(request.ids));
             }
             Call::Info | Call::Shutdown => {}
         }
-        Ok(Bytes::new())
+        Ok(Body::Whole(Bytes::new()))
     }
 
     fn decode(&mut self, head: &[u8], mut body: Pooled) -> io::Result<Self::In> {
@@ -174,11 +177,11 @@ impl Codec for ServerCodec {
     type Out = Response<Answer>;
     type In = ClientMessage<Call>;
 
-    fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Bytes> {
+    fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Body> {
         let answer = item.message.unwrap_or_else(|ServerError { detail, .. }| Answer::Failed(Failure::Busy(detail)));
         let kind = match &answer {
             Answer::Welcome(_) => 0,
-            Answer::Reply(_) => 1,
+            Answer::Reply(_) | Answer::Rows(_) => 1,
             Answer::Info(_) => 2,
             Answer::Done => 3,
             Answer::Failed(_) => 4,
@@ -190,12 +193,16 @@ impl Codec for ServerCodec {
                 head.put_u64_le(limits.max_frame);
                 head.put_u64_le(limits.max_ids);
             }
-            Answer::Reply(reply) => return Ok(put_reply(reply, head)),
+            Answer::Reply(reply) => return Ok(Body::Whole(put_reply(reply, head))),
+            Answer::Rows(rows) => {
+                head.put_u64_le(0);
+                return Ok(Body::Chunks(Box::new(rows)));
+            }
             Answer::Info(text) => put_str(head, &text),
             Answer::Done => {}
             Answer::Failed(failure) => put_failure(&failure, head),
         }
-        Ok(Bytes::new())
+        Ok(Body::Whole(Bytes::new()))
     }
 
     fn decode(&mut self, head: &[u8], body: Pooled) -> io::Result<Self::In> {

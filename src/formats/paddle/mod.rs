@@ -1,0 +1,117 @@
+//! Programs of PaddlePaddle: `.pdmodel` with `.pdiparams`, a model directory, `__model__` with one file per variable. They
+//! are translated into ONNX ops, one construct at a time; what has no translation is carried as `paddle::NAME`.
+
+mod ops;
+mod params;
+mod program;
+pub mod proto;
+
+pub use params::Place;
+
+use super::{LoadError, fault};
+use crate::ir::Model;
+use crate::tensor::map_file;
+use bytes::Bytes;
+use prost::Message;
+use proto::ProgramDesc;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// The program in some bytes, if they are one.
+pub fn program(bytes: &Bytes) -> Option<ProgramDesc> {
+    // ONNX has a number in field 1, a program its first block.
+    let program = bytes.starts_with(b"\x0a").then(|| ProgramDesc::decode(bytes.clone()).ok())??;
+    program.blocks.first().is_some_and(|b| b.idx.is_some() && b.parent_idx.is_some()).then_some(program)
+}
+
+/// Loads a program that is in the file `path` with the parameters beside it.
+///
+/// # Errors
+/// Parameters that are missing or at fault, ops whose operands make no sense.
+pub fn load(path: &Path, program: &ProgramDesc, absent: &dyn Fn(&str) -> bool) -> Result<Model, LoadError> {
+    let stored: Vec<_> = program.blocks.iter().flat_map(|b| &b.vars).filter(|v| v.is_stored()).collect();
+    let params = params::read(&place(path), &stored, absent).map_err(|mut e| {
+        let distributed = distributed_tables(program);
+        for detail in std::iter::once(&mut e.detail).chain(&mut e.more) {
+            if let Some(table) = distributed.iter().find(|t| detail.starts_with(&format!("parameter \"{t}\""))) {
+                detail.push_str(&format!(
+                    " (\"{table}\" was trained as a distributed table: `graphtool import-tables` brings it in from its checkpoint)"
+                ));
+            }
+        }
+        e
+    })?;
+    program::translate(program, params).map_err(|faults| {
+        let mut faults = faults.into_iter();
+        LoadError { path: path.to_owned(), detail: faults.next().unwrap_or_default(), more: faults.collect() }
+    })
+}
+
+/// The tables that lookups of a program name as distributed.
+pub fn distributed_tables(program: &ProgramDesc) -> Vec<String> {
+    let ops = program.blocks.iter().flat_map(|b| &b.ops);
+    let distributed = ops.filter(|op| match op.r#type() {
+        "distributed_lookup_table" => true,
+        "lookup_table" | "lookup_table_v2" => op.flag("is_distributed", false) || op.flag("remote_prefetch", false),
+        _ => false,
+    });
+    let mut names: Vec<String> = distributed.flat_map(|op| op.ins("W").iter().cloned()).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// The tables that any lookup of a program reads.
+pub fn lookup_tables(program: &ProgramDesc) -> Vec<String> {
+    let ops = program.blocks.iter().flat_map(|b| &b.ops);
+    let mut names: Vec<String> = ops
+        .filter(|op| matches!(op.r#type(), "lookup_table" | "lookup_table_v2" | "distributed_lookup_table"))
+        .flat_map(|op| op.ins("W").iter().cloned())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn place(path: &Path) -> Place {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let beside = [path.with_extension("pdiparams"), dir.join("__params__"), dir.join("params")];
+    match beside.into_iter().find(|p| p.is_file()) {
+        Some(file) => Place::Combined(file),
+        // A .pdmodel has its parameters in one file; the directory form calls the program __model__.
+        None if path.extension().is_some_and(|e| e == "pdmodel") => Place::Combined(path.with_extension("pdiparams")),
+        None => Place::Separate(dir.to_owned()),
+    }
+}
+
+/// The program file in a model directory.
+///
+/// # Errors
+/// A directory that holds none, or several.
+pub fn in_directory(dir: &Path) -> Result<PathBuf, LoadError> {
+    if dir.join("__model__").is_file() {
+        return Ok(dir.join("__model__"));
+    }
+    let entries = fs::read_dir(dir).map_err(|e| fault(dir, e))?;
+    let mut programs: Vec<PathBuf> =
+        entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "pdmodel")).collect();
+    programs.sort();
+    match programs.as_slice() {
+        [one] => Ok(one.clone()),
+        [] if dir.join("inference.json").is_file() => Ok(dir.join("inference.json")),
+        [] => Err(fault(dir, "a directory without a model: expected X.pdmodel with X.pdiparams, or __model__")),
+        several => Err(fault(dir, format!("{} programs are here; name one of them", several.len()))),
+    }
+}
+
+/// Loads the program at a file or in a directory, where the tables that `absent` names need no parameter file.
+///
+/// # Errors
+/// A file that is no program, and as [`load`].
+pub fn open(path: &Path, absent: &dyn Fn(&ProgramDesc, &str) -> bool) -> Result<Model, LoadError> {
+    let path = if path.is_dir() { in_directory(path)? } else { path.to_owned() };
+    let file = File::open(&path).map_err(|e| fault(&path, e))?;
+    let bytes = map_file(&file).map_err(|e| fault(&path, e))?;
+    let program = program(&bytes).ok_or_else(|| fault(&path, "not a PaddlePaddle program"))?;
+    load(&path, &program, &|name| absent(&program, name))
+}

@@ -1,0 +1,48 @@
+//! `GatherND` whose indices name rows of a table, or of tables that are stacked.
+
+use super::source::{Source, const_ints};
+use super::{Found, How, Site, Verdict};
+use crate::ir::ValueId;
+use crate::ops::remote::Negative;
+
+pub(super) fn find(site: &Site, operand: usize, source: &Source) -> Verdict {
+    let node = site.graph.node(site.id);
+    if !node.op()?.is("GatherND") || operand != 0 {
+        return None;
+    }
+    let ids = node.input(1)?;
+    if node.attrs.int_or("batch_dims", 0).ok()? != 0 {
+        return Some(Err("its batch_dims are not 0: each sample reads a part of its own".into()));
+    }
+    let Some(keys) = last_dim(site, ids) else {
+        return Some(Err("the last dim of its indices is not known".into()));
+    };
+    let shape = source.tensor.shape();
+    if keys == 0 || keys > shape.len() {
+        return Some(Err(format!("its indices have {keys} parts, the table {} dims", shape.len())));
+    }
+    let dims = shape[..keys].iter().map(|&d| d as i64).collect();
+    Some(Ok(Found { ids, axis: 0, keys, how: How::Stacked { dims }, negative: Negative::Wrap, together: false, padding: None }))
+}
+
+/// The last dim of a value, from its type or from the op that makes it.
+fn last_dim(site: &Site, v: ValueId) -> Option<usize> {
+    let graph = site.graph;
+    if let Some(n) = graph.type_of(v).and_then(|t| t.shape()).and_then(|s| s.last()?.known()) {
+        return Some(n);
+    }
+    let node = graph.node(v.node);
+    let op = node.op().filter(|o| o.domain.is_empty())?;
+    match &*op.name {
+        "Cast" | "Identity" => last_dim(site, node.input(0)?),
+        "Unsqueeze" => {
+            let axes = match node.input(1) {
+                Some(a) => const_ints(graph, site.scope, a)?,
+                None => node.attrs.ints("axes").ok()??.to_vec(),
+            };
+            (axes == [-1]).then_some(1)
+        }
+        "Concat" if node.attrs.int("axis").ok()? == Some(-1) => node.inputs().iter().map(|v| last_dim(site, (*v)?)).sum(),
+        _ => None,
+    }
+}

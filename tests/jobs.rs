@@ -1,0 +1,96 @@
+//! Jobs of several workers in one process: uneven batches, collectives in the graph, metrics over all workers.
+
+use graphtool::comm::{Comm, local_group};
+use graphtool::data::{self, InputSpec, npz};
+use graphtool::deploy::{self, RewriteOptions};
+use graphtool::exec::{Options, Session};
+use graphtool::ir::parse_model;
+use graphtool::job::{Job, Summary, predict};
+use graphtool::store;
+use graphtool::tensor::{DType, Tensor};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Rows of the table summed per sample, and the number of samples in the batch, combined over all workers.
+const MODEL: &str = "graph g(ids: int64[b]) -> (p: float32[b], n: float32[]) {
+  param table: float32[4,2] = [0.0, 1.0, 10.0, 11.0, 20.0, 21.0, 30.0, 31.0]
+  param axis: int64[1] = [1]
+  rows = Gather(table, ids)
+  p = ReduceSum(rows, axis) {keepdims=0}
+  shape = Shape(ids)
+  count = Cast(shape) {to=1}
+  n = ReduceSum(count) {keepdims=0}
+}";
+
+fn run(dir: &Path, workers: usize, batch: usize, input: &Path, label: Option<&str>) -> (Vec<(String, Tensor)>, Summary) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let output = dir.join(format!("{workers}.npz"));
+    let handles: Vec<_> = local_group(workers)
+        .expect("a group")
+        .into_iter()
+        .map(|comm: Arc<dyn Comm>| {
+            let (dir, input, output, handle, label) =
+                (dir.join("m.dist"), input.to_owned(), output.clone(), runtime.handle().clone(), label.map(str::to_owned));
+            std::thread::spawn(move || {
+                let (_, model) = deploy::open(&dir).expect("a deployment");
+                let store = Some(store::open_local(&dir).expect("a store"));
+                let session =
+                    Session::new(&model, Options { store, comm: Some(comm.clone()), runtime: Some(handle.clone()), ..Options::default() });
+                let session = session.expect("a session");
+                let specs = [InputSpec::tensor("ids", DType::I64, Some(vec![None]))];
+                let source = data::open(&input, &specs, &data::Options::default()).expect("samples");
+                let sink = (comm.rank() == 0).then(|| data::create(&output).expect("a file"));
+                let comm = Some((comm.as_ref(), handle));
+                predict(&Job { session: &session, source: source.as_ref(), batch, comm, label, score: None, progress: &|_| {} }, sink)
+            })
+        })
+        .collect();
+    let mut summaries: Vec<Summary> = handles.into_iter().map(|h| h.join().expect("no panic").expect("a job")).collect();
+    let file = npz::Npz::open(&output).expect("outputs");
+    let outputs = ["p", "n"].map(|n| (n.to_owned(), file.get(n).expect("an output"))).to_vec();
+    (outputs, summaries.remove(0))
+}
+
+#[test]
+fn a_worker_without_a_batch_counts_as_joined() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let all_reduce = vec![("n".to_owned(), "sum".to_owned())];
+    let model = parse_model(MODEL).expect("a model");
+    deploy::rewrite(model, &tmp.path().join("m.dist"), RewriteOptions { shards: 2, all_reduce, ..Default::default() }).expect("a rewrite");
+    let input = tmp.path().join("in.npz");
+    // 15 samples in batches of 2: 8 batches, the last of one sample.
+    let ids: Vec<i64> = (0..15).map(|i| i % 4).collect();
+    npz::write_npz(&input, &[("ids".into(), Tensor::vector(ids.clone()))]).expect("written");
+    let expected: Vec<f32> = ids.iter().map(|&i| 20.0 * i as f32 + 1.0).collect();
+    for (workers, totals) in [
+        (1, [2.0f32, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0]),
+        // Rounds of three batches: 6 samples, 6 samples, then 2 + 1 with the third worker joined.
+        (3, [6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 3.0, 3.0]),
+        // Five, then three; and with ten workers two never have a batch.
+        (5, [10.0, 10.0, 10.0, 10.0, 10.0, 5.0, 5.0, 5.0]),
+        (10, [15.0; 8]),
+    ] {
+        let (outputs, summary) = run(tmp.path(), workers, 2, &input, None);
+        assert_eq!(outputs[0].1, Tensor::vector(expected.clone()), "{workers} workers");
+        assert_eq!(outputs[1].1, Tensor::vector(totals.to_vec()), "{workers} workers");
+        assert_eq!(summary.samples, 15);
+    }
+}
+
+#[test]
+fn metrics_are_those_of_all_samples_each_once() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let model = parse_model(
+        "graph g(ids: int64[b]) -> (p, n) {\n  param table: float32[4,1] = [0.9, 0.8, 0.3, 0.2]\n  param axis: int64[1] = [1]\n  rows = Gather(table, ids)\n  p = Squeeze(rows, axis)\n  n = Size(ids)\n}",
+    );
+    deploy::rewrite(model.expect("a model"), &tmp.path().join("m.dist"), RewriteOptions { shards: 2, ..Default::default() })
+        .expect("a rewrite");
+    let input = tmp.path().join("in.npz");
+    // Worker 0 sees (1, .9) and (0, .8), worker 1 (1, .3) and (0, .2): 1.0 each by itself, 0.75 over all.
+    let arrays = [("ids".to_owned(), Tensor::vector(vec![0i64, 1, 2, 3])), ("y".to_owned(), Tensor::vector(vec![1i64, 0, 1, 0]))];
+    npz::write_npz(&input, &arrays).expect("written");
+    for workers in [1, 2, 3] {
+        let metrics = run(tmp.path(), workers, 2, &input, Some("y")).1.metrics.expect("metrics");
+        assert_eq!((metrics.count, metrics.auc.value()), (4, Some(0.75)), "{workers} workers");
+    }
+}
