@@ -117,16 +117,15 @@ impl Plan {
     }
 }
 
-/// The windows over the planes of `x`, and the dims of the output; no windows if it has no elements.
-fn plan(window: &Window, x: &Tensor) -> Result<(Option<Plan>, Vec<usize>), OpError> {
+/// The windows along each axis of `x`, and the dims of the output.
+fn windows(window: &Window, x: &Tensor) -> Result<(Vec<Axis>, Vec<usize>), OpError> {
     if x.rank() < 3 {
         invalid!("input 0: expected rank 3 or more, found {}", x.rank());
     }
     let axes = window.axes(&x.shape()[2..], kernel_of(window)?)?;
     let mut shape = x.shape()[..2].to_vec();
     shape.extend(axes.iter().map(|a| a.output));
-    let some = checked_product(&shape)? > 0;
-    Ok((some.then(|| Plan::new(axes)), shape))
+    Ok((axes, shape))
 }
 
 fn build_average(cx: &OpCtx) -> Result<Kernel, OpError> {
@@ -151,11 +150,12 @@ fn build_real(cx: &OpCtx, fold: Fold) -> Result<Kernel, OpError> {
 }
 
 fn real<T: Real>(window: &Window, x: &Tensor, fold: Fold) -> Result<Outputs, OpError> {
-    let (plan, shape) = plan(window, x)?;
+    let (axes, shape) = windows(window, x)?;
     let mut y = filled(checked_product(&shape)?, T::zero())?;
     let wide = cast(x, T::DTYPE)?;
     let xs = wide.to_slice::<T>()?;
-    if let Some(plan) = plan {
+    if !y.is_empty() {
+        let plan = Plan::new(axes);
         let step = plan.step();
         plan.fill(&xs, &mut y, |_, plane, index| {
             let mut row_sum = T::zero();
@@ -225,17 +225,18 @@ fn greatest<T: Number>(plan: &Plan, plane: &[T], index: &[usize]) -> Option<usiz
 }
 
 fn max<T: Number>(window: &Window, x: &Tensor, with_indices: bool, column_major: bool) -> Result<Outputs, OpError> {
-    let (plan, shape) = plan(window, x)?;
+    let (axes, shape) = windows(window, x)?;
     let len = checked_product(&shape)?;
     let mut y = filled(len, T::lowest())?;
     let mut indices = filled(if with_indices { len } else { 0 }, -1i64)?;
     let xs = x.to_slice::<T>()?;
-    if let Some(plan) = &plan {
+    if len > 0 {
+        let plan = Plan::new(axes);
         if with_indices {
-            plan.fill(&xs, &mut indices, |i, plane, index| greatest(plan, plane, index).map_or(-1, |at| (i * plan.plane + at) as i64));
+            plan.fill(&xs, &mut indices, |i, plane, index| greatest(&plan, plane, index).map_or(-1, |at| (i * plan.plane + at) as i64));
             y.iter_mut().zip(&indices).filter(|(_, i)| **i >= 0).for_each(|(y, &i)| *y = xs[i as usize]);
         } else {
-            plan.fill(&xs, &mut y, |_, plane, index| greatest(plan, plane, index).map_or(T::lowest(), |at| plane[at]));
+            plan.fill(&xs, &mut y, |_, plane, index| greatest(&plan, plane, index).map_or(T::lowest(), |at| plane[at]));
         }
         if column_major {
             let dims: Vec<usize> = plan.axes.iter().map(|a| a.input).collect();
