@@ -150,6 +150,19 @@ fn a_worker_without_its_servers_says_so_in_time() {
 }
 
 #[test]
+fn an_address_that_is_not_loopback_needs_a_token() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let dir = tmp.path();
+    ok(dir, &["rewrite", path(&model("widedeep_ts11")), "-o", "w.dist", "--shards", "2", "--min-bytes", "0"]);
+    let refused = |args: &[&str]| {
+        let error = fails(dir, args, 2);
+        assert!(error.contains("0.0.0.0:0 is not loopback: give --token-file, or --insecure"), "{error}");
+    };
+    refused(&["run", "w.dist", "--role", "pserver", "--host", "0.0.0.0", "--port", "0"]);
+    refused(&["run", "w.dist", "--role", "worker", "--rank", "0", "--workers", "0.0.0.0:0,127.0.0.1:1", "--input", "x.npz"]);
+}
+
+#[test]
 fn a_worker_waits_for_a_server_and_another_rewrite_is_refused() {
     let tmp = tempfile::tempdir().expect("a directory");
     let dir = tmp.path();

@@ -174,6 +174,15 @@ fn inherited_listener() -> anyhow::Result<Option<TcpListener>> {
     Ok(Some(TcpListener::from(std::io::stdin().as_fd().try_clone_to_owned()?)))
 }
 
+/// Binds an address; one that is not loopback only if `open` says that strangers are kept out or welcome.
+fn listen(bind: &str, open: bool) -> anyhow::Result<TcpListener> {
+    let addresses: Vec<_> = bind.to_socket_addrs().map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))?.collect();
+    if !open && addresses.iter().any(|a| !a.ip().is_loopback()) {
+        return Err(usage(format!("{bind} is not loopback: give --token-file, or --insecure to serve anybody")));
+    }
+    TcpListener::bind(addresses.as_slice()).map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))
+}
+
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)
 }
@@ -205,7 +214,10 @@ fn open_deployment(path: &Path) -> anyhow::Result<(Manifest, Model)> {
 fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String]) -> anyhow::Result<()> {
     let (manifest, model) = open_deployment(&args.model)?;
     let runtime = runtime()?;
-    let listener = inherited_listener()?;
+    let mut listener = inherited_listener()?;
+    if listener.is_none() && rank == 0 && workers.len() > 1 {
+        listener = Some(listen(&workers[0], args.job.token()?.is_some() || args.insecure)?);
+    }
     let (plan_id, fingerprint) = (manifest.plan_id.clone(), manifest.fingerprint.clone());
     let store = if servers.is_empty() || manifest.tables.is_empty() {
         None
@@ -237,13 +249,7 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str) -> anyhow::Res
     let token = args.job.token()?;
     let listener = match inherited_listener()? {
         Some(l) => l,
-        None => {
-            let addresses: Vec<_> = bind.to_socket_addrs().map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))?.collect();
-            if token.is_none() && !args.insecure && addresses.iter().any(|a| !a.ip().is_loopback()) {
-                return Err(usage(format!("{bind} is not loopback: give --token-file, or --insecure to serve anybody")));
-            }
-            TcpListener::bind(addresses.as_slice()).map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))?
-        }
+        None => listen(bind, token.is_some() || args.insecure)?,
     };
     let address = listener.local_addr()?;
     output::line(format!("pserver {index} of {servers} listens on {address}"))?;

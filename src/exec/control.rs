@@ -79,14 +79,11 @@ pub(super) fn run_loop(
     }
     let mut results: Vec<Value> =
         carried.into_iter().map(|v| v.ok_or_else(|| fail("a carried value is missing".into()))).collect::<Result<_, _>>()?;
+    let first = results.len() + 1;
     for (k, list) in collected.into_iter().enumerate() {
-        results.push(stack(&list, 0, plan, 1 + results_carried(plan, scans) + k).map_err(fail)?.into());
+        results.push(stack(&list, 0, plan, first + k).map_err(fail)?.into());
     }
     Ok(results)
-}
-
-fn results_carried(plan: &Plan, scans: usize) -> usize {
-    plan.outputs.len() - 1 - scans
 }
 
 /// Joins tensors of one shape along a new axis. Of none, the empty tensor of the body's stated output type.

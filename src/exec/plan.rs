@@ -173,7 +173,7 @@ impl<'m> Compiler<'m> {
             let version = self.version(def, op, opsets).map_err(|d| node_error(graph, id, d))?;
             def.check_arity(node.inputs().len(), node.outputs.len()).map_err(|d| node_error(graph, id, d))?;
             match def.run {
-                Run::Control => self.control(graph, id, opsets, version, sources, plan)?,
+                Run::Control => self.control(graph, id, opsets, version, sources)?,
                 Run::Host => (Action::Host(host::build(op, &node.attrs, inputs.len()).map_err(|e| node_error(graph, id, e))?), true),
                 Run::Kernel(build) => {
                     let constants: Vec<Option<&Tensor>> = inputs.iter().map(|s| constant(plan, *s)).collect();
@@ -261,7 +261,6 @@ impl<'m> Compiler<'m> {
         opsets: &[OpsetImport],
         version: i64,
         sources: &HashMap<ValueId, Source>,
-        plan: &mut Plan,
     ) -> Result<(Action, bool), ExecError> {
         let node = graph.node(id);
         let mut waits = false;
@@ -301,7 +300,6 @@ impl<'m> Compiler<'m> {
             "SequenceMap" => Action::SequenceMap(body("body")?),
             other => return Err(node_error(graph, id, format!("no executor for {other}"))),
         };
-        let _ = plan;
         Ok((action, waits))
     }
 }

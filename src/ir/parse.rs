@@ -1,9 +1,10 @@
 //! Reads the text form back. Constants that are written as a digest come back without elements.
 
 use super::attr::{Attr, Attrs, Constant, SparseConstant};
-use super::graph::{Graph, NodeParts, Parts};
+use super::graph::Graph;
 use super::model::{Function, Model, OpsetImport};
 use super::node::{Kind, OpName, Output};
+use super::parts::{NodeParts, Parts};
 use super::print::is_bare_name;
 use super::types::{Dim, Type};
 use crate::tensor::{DType, Shape, Tensor, cast};

@@ -34,6 +34,24 @@ pub(super) const OPS: &[OpDef] = &[
 /// Heads that an attribute may state.
 pub(super) const MAX_HEADS: i64 = 1 << 16;
 
+/// The numbers of query and key heads from two attributes; the first is a multiple of the second.
+///
+/// # Errors
+/// One that is missing, not in `1..=MAX_HEADS`, or no multiple.
+pub(super) fn required_heads(cx: &OpCtx, query: &str, key: &str) -> Result<(usize, usize), OpError> {
+    let heads = |name: &str| -> Result<usize, OpError> {
+        match cx.attrs.int(name)?.filter(|h| (1..=MAX_HEADS).contains(h)) {
+            Some(h) => Ok(h as usize),
+            None => invalid!("attribute {name:?} must be in 1..={MAX_HEADS}"),
+        }
+    };
+    let (q, kv) = (heads(query)?, heads(key)?);
+    if !q.is_multiple_of(kv) {
+        invalid!("{query} {q} is no multiple of {key} {kv}");
+    }
+    Ok((q, kv))
+}
+
 /// The vectors of a query, key or value, wherever batch, head and position lie.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a, T> {

@@ -1,6 +1,6 @@
 //! Linear attention: a state per head that each position decays, corrects and reads.
 
-use super::attention::MAX_HEADS;
+use super::attention::required_heads;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, util};
 use crate::invalid;
 use crate::ir::Dim;
@@ -26,16 +26,7 @@ struct Spec {
 }
 
 fn spec(cx: &OpCtx) -> Result<Spec, OpError> {
-    let heads = |name: &str| -> Result<usize, OpError> {
-        match cx.attrs.int(name)?.filter(|h| (1..=MAX_HEADS).contains(h)) {
-            Some(h) => Ok(h as usize),
-            None => invalid!("attribute {name:?} must be in 1..={MAX_HEADS}"),
-        }
-    };
-    let (q_heads, kv_heads) = (heads("q_num_heads")?, heads("kv_num_heads")?);
-    if !q_heads.is_multiple_of(kv_heads) {
-        invalid!("q_num_heads {q_heads} is no multiple of kv_num_heads {kv_heads}");
-    }
+    let (q_heads, kv_heads) = required_heads(cx, "q_num_heads", "kv_num_heads")?;
     let (gated, delta) = match cx.attrs.string_or("update_rule", "gated_delta")? {
         "linear" => (false, false),
         "gated" => (true, false),

@@ -3,7 +3,7 @@
 use super::gemm::Real;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, one, rows, util};
 use crate::ir::Dim;
-use crate::tensor::{DType, Element, Number, Shape, Tensor, cast};
+use crate::tensor::{DType, Element, Number, Shape, Tensor, cast, fits_memory};
 use crate::{dispatch_number, dispatch_wide, invalid};
 
 const ATTRS: &[&str] = &["axes", "keepdims", "noop_with_empty_axes"];
@@ -152,6 +152,11 @@ fn reduce(x: &Tensor, axes: &[usize], how: How) -> Result<Tensor, OpError> {
     let rooted = matches!(how, How::L2 | How::LogSum | How::LogSumExp);
     let wide = if rooted && dtype.is_int() { cast(x, DType::F64)? } else { util::widen(x)? };
     let lanes = lanes(&wide, axes)?;
+    // An input without elements may have an output of any size.
+    let bytes = lanes.outer.checked_mul(lanes.inner).and_then(|n| n.checked_mul(wide.dtype().size().unwrap_or(1)));
+    if !bytes.is_some_and(fits_memory) {
+        invalid!("the output of {} without axes {axes:?} does not fit memory", x.shape());
+    }
     let out = match how {
         How::L2 | How::LogSum | How::LogSumExp => dispatch_wide!(wide.dtype(), T => rooted_reduce::<T>(&lanes, how)?),
         _ => dispatch_number!(wide.dtype(), T => plain::<T>(&lanes, how)?, other => invalid!("expected numbers, found {other}")),

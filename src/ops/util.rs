@@ -2,7 +2,7 @@
 
 use super::OpError;
 use crate::invalid;
-use crate::tensor::{DType, Element, Shape, Tensor, broadcast_shapes, cast, checked_len, strides};
+use crate::tensor::{DType, Element, Shape, Tensor, broadcast_shapes, cast, checked_len, fits_memory, strides};
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
@@ -211,12 +211,11 @@ pub fn real_dtype(dtype: DType) -> Result<DType, OpError> {
 /// # Errors
 /// It does not fit.
 pub fn filled<T: Clone>(len: usize, value: T) -> Result<Vec<T>, OpError> {
-    let mut out = Vec::new();
-    if out.try_reserve_exact(len).is_err() {
+    let bytes = len.checked_mul(size_of::<T>());
+    if !bytes.is_some_and(fits_memory) {
         invalid!("{len} elements do not fit memory");
     }
-    out.resize(len, value);
-    Ok(out)
+    Ok(vec![value; len])
 }
 
 /// The product of dims as a length.

@@ -2,7 +2,7 @@
 
 use super::op;
 use crate::ir::Dim;
-use crate::ops::attention::{Heads, MAX_HEADS, Mask, Positions, Rotary, Scores, attend, rotate, swap_heads};
+use crate::ops::attention::{Heads, Mask, Positions, Rotary, Scores, attend, required_heads, rotate, swap_heads};
 use crate::ops::matmul::new_out;
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs};
 use crate::tensor::{Shape, Tensor, cast};
@@ -48,16 +48,7 @@ struct Spec {
 }
 
 fn spec(cx: &OpCtx) -> Result<Spec, OpError> {
-    let heads = |name: &str| -> Result<usize, OpError> {
-        match cx.attrs.int(name)?.filter(|h| (1..=MAX_HEADS).contains(h)) {
-            Some(h) => Ok(h as usize),
-            None => invalid!("attribute {name:?} must be in 1..={MAX_HEADS}"),
-        }
-    };
-    let (heads, kv_heads) = (heads("num_heads")?, heads("kv_num_heads")?);
-    if !heads.is_multiple_of(kv_heads) {
-        invalid!("num_heads {heads} is no multiple of kv_num_heads {kv_heads}");
-    }
+    let (heads, kv_heads) = required_heads(cx, "num_heads", "kv_num_heads")?;
     let quantized = ["k_quant_type", "v_quant_type"].iter().any(|a| !matches!(cx.attrs.string_or(a, "NONE"), Ok("NONE" | "")));
     if quantized || cx.attrs.int_or("sliding_window_cache", 0)? != 0 || cx.attrs.int_or("qk_output", 0)? != 0 {
         unsupported!("quantized caches, sliding_window_cache and qk_output are not supported");

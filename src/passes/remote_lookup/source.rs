@@ -108,19 +108,25 @@ pub(in crate::passes) fn view_of(graph: &Graph, v: ValueId) -> Option<ValueId> {
 
 /// The integers of a small constant, through ops that only change its dims.
 pub(in crate::passes) fn const_ints<'g>(graph: &'g Graph, scope: Option<&Scope<'g>>, v: ValueId) -> Option<Vec<i64>> {
+    ints_within(graph, scope, v, MAX_VIEWS)
+}
+
+fn ints_within<'g>(graph: &'g Graph, scope: Option<&Scope<'g>>, v: ValueId, views: usize) -> Option<Vec<i64>> {
     let node = graph.node(v.node);
     match &node.kind {
         Kind::Param(c) if c.tensor.len() <= 64 => c.tensor.to_i64s().ok(),
         Kind::Capture => {
             let (g, v, s) = outer_value(scope, &node.outputs[0].name)?;
-            const_ints(g, s, v)
+            ints_within(g, s, v, views)
         }
         Kind::Op(op) if op.is("Constant") => match node.attrs.iter().next()? {
             ("value_ints", crate::ir::Attr::Ints(x)) => Some(x.clone()),
             ("value_int", crate::ir::Attr::Int(x)) => Some(vec![*x]),
             _ => node.attrs.tensor("value").ok()??.to_i64s().ok(),
         },
-        Kind::Op(op) if ["Unsqueeze", "Squeeze", "Identity"].iter().any(|n| op.is(n)) => const_ints(graph, scope, node.input(0)?),
+        Kind::Op(op) if ["Unsqueeze", "Squeeze", "Identity"].iter().any(|n| op.is(n)) => {
+            ints_within(graph, scope, node.input(0)?, views.checked_sub(1)?)
+        }
         _ => None,
     }
 }
