@@ -28,7 +28,9 @@ fn models() -> Vec<(String, PathBuf)> {
 }
 
 fn sets(model: &Path) -> Vec<PathBuf> {
-    let mut sets: Vec<_> = std::fs::read_dir(model).expect("a folder").flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
+    let is_set = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("test_data_set_"));
+    let mut sets: Vec<_> = std::fs::read_dir(model).expect("a folder").flatten().map(|e| e.path()).filter(is_set).collect();
+    assert!(!sets.is_empty(), "{}", model.display());
     sets.sort();
     sets
 }
