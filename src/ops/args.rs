@@ -69,7 +69,7 @@ impl Args {
     pub fn take_value(&mut self, i: usize) -> Result<Value, OpError> {
         match self.0.get_mut(i).and_then(Option::take) {
             Some(v) => Ok(v),
-            None => invalid!("input {i} is missing"),
+            None => invalid!("input {i} is missing: expected a value, found none"),
         }
     }
 
@@ -92,7 +92,7 @@ impl Args {
     pub fn tensor(&self, i: usize) -> Result<&Tensor, OpError> {
         match self.opt(i)? {
             Some(t) => Ok(t),
-            None => invalid!("input {i} is missing"),
+            None => invalid!("input {i} is missing: expected a value, found none"),
         }
     }
 
@@ -139,7 +139,7 @@ impl Args {
         match self.value(i) {
             Some(Value::Sequence(s)) => Ok(s),
             Some(other) => invalid!("input {i}: expected a sequence, found {}", other.describe()),
-            None => invalid!("input {i} is missing"),
+            None => invalid!("input {i} is missing: expected a value, found none"),
         }
     }
 

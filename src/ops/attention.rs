@@ -349,8 +349,8 @@ fn layout(t: &Tensor, heads: Option<usize>) -> Result<[usize; 4], OpError> {
 fn run_attention<T: Real>(spec: &Spec, args: &Args) -> Result<Outputs, OpError> {
     let inputs = [args.tensor(0)?, args.tensor(1)?, args.tensor(2)?];
     let (flat, dtype) = (inputs[0].rank() == 3, inputs[0].dtype());
-    if inputs.iter().any(|t| t.rank() != inputs[0].rank()) {
-        invalid!("queries, keys and values differ in rank");
+    if let Some(other) = inputs.iter().find(|t| t.rank() != inputs[0].rank()) {
+        invalid!("keys and values must have rank {} as the queries, found {}", inputs[0].rank(), other.shape());
     }
     let data = inputs.iter().map(|t| Ok(cast(t, T::DTYPE)?.aligned())).collect::<Result<Vec<_>, OpError>>()?;
     let q_shape = layout(inputs[0], spec.heads.map(|h| h.0))?;

@@ -72,7 +72,7 @@ fn constant_of_shape(cx: &OpCtx) -> Result<Kernel, OpError> {
     Ok(Box::new(move |args: Args| {
         let list = args.ints(0)?;
         let Ok(shape) = list.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>() else {
-            invalid!("shape {list:?} has a negative dim")
+            invalid!("shape {list:?} has a negative dim: expected 0 or more")
         };
         let value = if shape.is_empty() { value.clone().reshape(Shape::default())? } else { value.clone() };
         one(broadcast_to(&value, &shape)?)

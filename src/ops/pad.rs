@@ -120,7 +120,7 @@ fn pad(cx: &OpCtx) -> Result<Kernel, OpError> {
         let data = args.tensor(0)?;
         let pads = match args.opt_ints(1)?.or_else(|| fixed.clone()) {
             Some(pads) => pads,
-            None => invalid!("input 1 is missing"),
+            None => invalid!("input 1 is missing: expected a value, found none"),
         };
         let pads = by_axis(&pads, args.opt_ints(3)?.as_deref(), data.rank())?;
         let lens = pads.iter().zip(&data.shape()[..]).map(|(&(b, a), &d)| padded_len(d, b, a)).collect::<Result<Shape, _>>()?;
@@ -181,7 +181,7 @@ fn center_crop_pad(cx: &OpCtx) -> Result<Kernel, OpError> {
         for (len, target) in lens.iter_mut().zip(&targets) {
             match target.map(usize::try_from) {
                 Some(Ok(t)) => *len = t,
-                Some(Err(_)) => invalid!("a target dim is negative"),
+                Some(Err(_)) => invalid!("a target dim is negative: expected 0 or more"),
                 None => {}
             }
         }

@@ -205,7 +205,7 @@ fn build_max(cx: &OpCtx) -> Result<Kernel, OpError> {
             DType::F16 | DType::BF16 | DType::F32 | DType::F64 | DType::I8 | DType::U8 => {}
             other => invalid!("input 0: expected a float of 16 bits or more, int8 or uint8, found {other}"),
         }
-        dispatch_number!(x.dtype(), T => max::<T>(&window, x, with_indices, column_major), other => unsupported!("MaxPool of {other}"))
+        dispatch_number!(x.dtype(), T => max::<T>(&window, x, with_indices, column_major), other => unsupported!("input 0 must be numbers, found {other}"))
     }))
 }
 
@@ -351,7 +351,7 @@ fn build_unpool(cx: &OpCtx) -> Result<Kernel, OpError> {
             None => covered.clone(),
         };
         let indices = args.ints(1)?;
-        one(dispatch_number!(x.dtype(), T => unpool::<T>(x, &indices, &covered, &shape)?, other => unsupported!("MaxUnpool of {other}")))
+        one(dispatch_number!(x.dtype(), T => unpool::<T>(x, &indices, &covered, &shape)?, other => unsupported!("input 0 must be numbers, found {other}")))
     }))
 }
 

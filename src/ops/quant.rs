@@ -229,7 +229,7 @@ fn quantize(spec: &Quantize, x: &Tensor, scale: &Tensor, zero: Option<&Tensor>) 
             let codes: Vec<u8> = data.iter().map(|&v| f4e2m1_from_f32(v)).collect();
             Tensor::from_vec_as(dtype, shape, pack_bits(&codes, 4))?
         }
-        other => invalid!("cannot quantize to {other}"),
+        other => invalid!("the quantized dtype must be an integer or float8 one, found {other}"),
     })
 }
 
@@ -253,7 +253,7 @@ fn build_dequantize(cx: &OpCtx) -> Result<Kernel, OpError> {
 /// `(x - zero) * scale` in `float32`.
 pub(super) fn dequantize(x: &Tensor, scale: &Tensor, zero: Option<&Tensor>, axis: i64, block: usize) -> Result<Tensor, OpError> {
     if zero.is_some_and(|z| z.dtype() != x.dtype()) {
-        invalid!("{} elements and zero point {} differ", x.dtype(), zero.map_or(x.dtype(), Tensor::dtype));
+        invalid!("the zero point must be {} as the elements, found {}", x.dtype(), zero.map_or(x.dtype(), Tensor::dtype));
     }
     let grid = Grid::new(x.shape(), scale.shape(), axis, block)?;
     let (zeros, scales) = (zeros(zero, scale)?, scale.to_f32s()?);

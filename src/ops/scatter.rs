@@ -94,7 +94,7 @@ fn scattered(data: Tensor, updates: &Tensor, places: &[usize], block: usize, how
         DType::Bool => changed::<bool>(data, updates, places, block, |o, u| *o &= u),
         DType::C64 => complex!(Complex32),
         DType::C128 => complex!(Complex64),
-        _ => unsupported!("no reduction of {dtype}"),
+        _ => unsupported!("a reduction needs numbers, found {dtype}"),
     })
 }
 

@@ -107,14 +107,14 @@ fn top_k(cx: &OpCtx) -> Result<Kernel, OpError> {
             (Some([k]), _) => *k,
             (Some(other), _) => invalid!("k must be one element, found {}", other.len()),
             (None, Some(k)) => k,
-            (None, None) => invalid!("input 1 is missing"),
+            (None, None) => invalid!("input 1 is missing: expected a value, found none"),
         };
         let k = match usize::try_from(k) {
             Ok(k) if k <= data.shape()[at] => k,
             _ => invalid!("k is {k}, but axis {at} of {} has {}", data.shape(), data.shape()[at]),
         };
         let indices =
-            dispatch_number!(data.dtype(), T => top_indices::<T>(data, at, k, largest)?, other => unsupported!("no order of {other}"));
+            dispatch_number!(data.dtype(), T => top_indices::<T>(data, at, k, largest)?, other => unsupported!("input 0 must be numbers, found {other}"));
         let values = take_elements(data, &indices, at as i64)?;
         Ok(Outputs::from_iter([values.into(), indices.into()]))
     }))
@@ -191,7 +191,7 @@ fn arg(cx: &OpCtx, better: Ordering) -> Result<Kernel, OpError> {
             invalid!("axis {at} of {} is empty", data.shape());
         }
         let (_, n, inner) = lanes(data.shape(), at);
-        let found = dispatch_number!(data.dtype(), T => arg_indices::<T>(data, n, inner, better, last)?, other => unsupported!("no order of {other}"));
+        let found = dispatch_number!(data.dtype(), T => arg_indices::<T>(data, n, inner, better, last)?, other => unsupported!("input 0 must be numbers, found {other}"));
         if !keep {
             shape.remove(at);
         }

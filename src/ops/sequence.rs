@@ -52,7 +52,7 @@ fn at(_: &OpCtx) -> Result<Kernel, OpError> {
         let s = args.sequence(0)?;
         match place(&args, 1, s.len(), false)? {
             Some(p) => one(s[p].clone()),
-            None => invalid!("input 1 is missing"),
+            None => invalid!("input 1 is missing: expected a value, found none"),
         }
     }))
 }
@@ -96,7 +96,7 @@ fn insert(_: &OpCtx) -> Result<Kernel, OpError> {
         if let Some(Value::Tensor(t)) = s.first()
             && t.dtype() != new.dtype()
         {
-            invalid!("a sequence of {} does not take {}", t.dtype(), new.dtype());
+            invalid!("the tensor must be {} as the sequence, found {}", t.dtype(), new.dtype());
         }
         let at = place(&args, 2, s.len(), true)?.unwrap_or(s.len());
         s.insert(at, new.into());

@@ -81,7 +81,7 @@ fn resolve(from: &[usize], target: &[i64], allow_zero: bool) -> Result<Shape, Op
                 out.push(1);
             }
             -1 => invalid!("shape {target:?} has more than one -1"),
-            d if d < 0 => invalid!("shape {target:?} has a negative dim"),
+            d if d < 0 => invalid!("shape {target:?} has a negative dim: expected 0 or more"),
             d => out.push(d as usize),
         }
     }
@@ -101,7 +101,7 @@ fn reshape(cx: &OpCtx) -> Result<Kernel, OpError> {
         let target = match (&fixed, args.opt_ints(1)?) {
             (_, Some(input)) => input,
             (Some(fixed), None) => fixed.clone(),
-            (None, None) => invalid!("input 1 is missing"),
+            (None, None) => invalid!("input 1 is missing: expected a value, found none"),
         };
         let data = args.take(0)?;
         let shape = resolve(data.shape(), &target, allow_zero)?;
@@ -130,7 +130,7 @@ fn infer_reshape(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
                 return Ok(vec![pass_elements(cx, Fact::partial(cx.dtype(0), Some(dims)))]);
             }
             if t.iter().any(|&d| d < -1) || t.iter().filter(|&&d| d == -1).count() > 1 {
-                invalid!("shape {t:?} has a negative dim");
+                invalid!("shape {t:?} has a negative dim: expected 0 or more");
             }
             Some(t.into_iter().map(|d| usize::try_from(d).map_or(Dim::Unknown, Dim::Known)).collect())
         }
@@ -230,7 +230,7 @@ fn infer_squeeze(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
 fn unsqueeze(cx: &OpCtx) -> Result<Kernel, OpError> {
     let fixed = cx.attrs.ints("axes")?.map(<[i64]>::to_vec);
     Ok(Box::new(move |mut args: Args| {
-        let Some(list) = given_axes(fixed.as_deref(), &args)? else { invalid!("input 1 is missing") };
+        let Some(list) = given_axes(fixed.as_deref(), &args)? else { invalid!("input 1 is missing: expected a value, found none") };
         let data = args.take(0)?;
         let mut shape = data.shape().clone();
         for a in axes(&list, data.rank() + list.len())? {

@@ -59,7 +59,7 @@ fn infer_transpose(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
 fn to_dims(list: &[i64]) -> Result<Shape, OpError> {
     match list.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>() {
         Ok(dims) => Ok(dims.into()),
-        Err(_) => invalid!("shape {list:?} has a negative dim"),
+        Err(_) => invalid!("shape {list:?} has a negative dim: expected 0 or more"),
     }
 }
 

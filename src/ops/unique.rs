@@ -54,7 +54,7 @@ fn groups(t: &Tensor, n: usize, inner: usize) -> Result<Groups, OpError> {
         d => {
             // Small dtypes are compared by their values.
             let wide = if d.bits() > 8 || matches!(d, DType::U8 | DType::I8) { t.clone() } else { cast(t, DType::F32)? };
-            dispatch_number!(wide.dtype(), T => group::<T>(&wide, n, inner, total), other => invalid!("no order of {other}"))
+            dispatch_number!(wide.dtype(), T => group::<T>(&wide, n, inner, total), other => invalid!("input 0 must be numbers or strings, found {other}"))
         }
     }
 }

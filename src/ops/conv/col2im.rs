@@ -31,7 +31,7 @@ pub(super) fn build(cx: &OpCtx) -> Result<Kernel, OpError> {
             DType::C128 => run::<Complex64>(&window, &args, |a, b| *a += b)?,
             DType::Bool => run::<bool>(&window, &args, |a, b| *a |= b)?,
             _ => crate::dispatch_number!(dtype, T => run::<T>(&window, &args, |a, b| *a = Number::add(*a, *b))?,
-                other => unsupported!("Col2Im of {other}")),
+                other => unsupported!("input 0 must be numbers, found {other}")),
         })
     }))
 }

@@ -32,7 +32,7 @@ pub(super) fn build_extractor(_: &OpCtx) -> Result<Kernel, OpError> {
         let mut shape = if front.is_empty() { Shape::from([1]) } else { Shape::from(front) };
         shape.push(indices.len());
         if x.dtype().bits() % 8 != 0 {
-            unsupported!("ArrayFeatureExtractor of {}", x.dtype());
+            unsupported!("input 0 must be numbers or strings, found {}", x.dtype());
         }
         dispatch!(x.dtype(), T => one(extract::<T>(x, columns, &indices, shape)?))
     }))

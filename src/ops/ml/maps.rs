@@ -105,7 +105,7 @@ pub(super) fn build_dict(cx: &OpCtx) -> Result<Kernel, OpError> {
     Ok(Box::new(move |args| match args.value(0) {
         Some(Value::Map(map)) => one(gather(&looked_up(map, &vocabulary)?)?),
         Some(other) => invalid!("input 0: expected a map, found {}", other.describe()),
-        None => invalid!("input 0 is missing"),
+        None => invalid!("input 0 is missing: expected a value, found none"),
     }))
 }
 
@@ -151,7 +151,7 @@ pub(super) fn build_cast(cx: &OpCtx) -> Result<Kernel, OpError> {
         let map = match args.value(0) {
             Some(Value::Map(map)) => map,
             Some(other) => invalid!("input 0: expected a map, found {}", other.describe()),
-            None => invalid!("input 0 is missing"),
+            None => invalid!("input 0 is missing: expected a value, found none"),
         };
         let MapKeys::Int(_, keys) = &map.keys else { invalid!("input 0: expected a map from integers, found one from strings") };
         let mut order: Vec<usize> = (0..keys.len()).collect();

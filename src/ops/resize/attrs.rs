@@ -113,7 +113,7 @@ impl Resize {
         let roi = match roi {
             Some(r) if r.len() == 2 * axes.len() => Some(r),
             Some(r) if crop => invalid!("input 1: expected {} values, found {}", 2 * axes.len(), r.len()),
-            None if crop => invalid!("input 1 is missing"),
+            None if crop => invalid!("input 1 is missing: expected a value, found none"),
             _ => None,
         };
         let ratio = |i: usize, s: &[i64]| s[i] as f64 / dims[axes[i]] as f64;
@@ -153,7 +153,7 @@ fn resample(x: &Tensor, axes: &[Along], method: &Method) -> Result<Tensor, OpErr
     match x.dtype() {
         DType::F64 | DType::I32 | DType::U32 | DType::I64 | DType::U64 => numbers::<f64>(x, axes, method),
         d if d.is_float() || d.is_int() => numbers::<f32>(x, axes, method),
-        other => unsupported!("linear or cubic resampling of {other}"),
+        other => unsupported!("linear and cubic resampling need numbers, found {other}"),
     }
 }
 
@@ -182,7 +182,7 @@ pub(super) fn build_resize(cx: &OpCtx) -> Result<Kernel, OpError> {
             (Some(s), None) => Size::Scales(s),
             // No axis is resized.
             (None, None) if resize.axes.as_ref().map_or(x.rank(), Vec::len) == 0 => Size::Sizes(Vec::new()),
-            (None, None) => invalid!("neither scales nor sizes are given"),
+            (None, None) => invalid!("expected scales or sizes, found neither"),
         };
         let roi: Option<Vec<f64>> = if old { None } else { args.opt(1)?.map(|t| cast(t, DType::F64)?.into_vec()).transpose()? };
         let axes = resize.along(x.shape(), &size, roi.as_deref())?;

@@ -83,7 +83,7 @@ fn run(sampler: Sampler, args: &Args) -> Result<Outputs, OpError> {
     }
     if sampler.mode == Mode::Nearest {
         if x.dtype().bits() % 8 != 0 {
-            unsupported!("GridSample of {}", x.dtype());
+            unsupported!("input 0 must be elements of whole bytes, found {}", x.dtype());
         }
         return dispatch!(x.dtype(), T => one(fill::<T>(sampler, x, &grid, shape, |plane, taps| match taps {
             [(at, _)] => plane[*at].clone(),
@@ -92,7 +92,7 @@ fn run(sampler: Sampler, args: &Args) -> Result<Outputs, OpError> {
     }
     let dtype = x.dtype();
     if !(dtype.is_float() || dtype.is_int()) {
-        unsupported!("GridSample of {dtype} between pixels");
+        unsupported!("input 0 must be numbers to be sampled between pixels, found {dtype}");
     }
     let y = match dtype {
         DType::F64 | DType::I32 | DType::U32 | DType::I64 | DType::U64 => weigh::<f64>(sampler, x, &grid, shape)?,

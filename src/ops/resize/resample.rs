@@ -260,7 +260,7 @@ fn gather<T: Element>(x: &Tensor, axes: &[Along], method: &Method, outside: &T) 
 /// Resamples a tensor of any dtype of whole bytes to the nearest.
 pub fn nearest(x: &Tensor, axes: &[Along], method: &Method) -> Result<Tensor, OpError> {
     if !x.dtype().bits().is_multiple_of(8) {
-        unsupported!("resampling of {}", x.dtype());
+        unsupported!("input 0 must be elements of whole bytes, found {}", x.dtype());
     }
     let outside = crate::tensor::cast(&Tensor::scalar(method.extrapolation), x.dtype());
     dispatch!(x.dtype(), T => {

@@ -1,0 +1,86 @@
+"""graphtool beside ONNX Runtime on the same models, inputs of the same shape and threads, in interleaved rounds.
+
+    python benches/onnxruntime.py target/release/graphtool FOLDER [--rounds 7] [--seconds 0.5] [--models dlrm,bert]
+
+Needs the packages onnx, onnxruntime and numpy. FOLDER keeps the models (benches/models.py makes them if they are not there).
+Prints, for each model, batch and number of threads, the samples per second of both and the ratio graphtool / ONNX Runtime
+as min / median / max over the rounds, for wall time and for CPU time of the process.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy
+import onnxruntime
+
+sys.path.insert(0, os.path.dirname(__file__))
+import models  # noqa: E402
+
+BATCHES = {"sasrec": [1, 16], "bert": [1, 16]}
+
+
+def theirs(session, feeds, batch, seconds):
+    """Samples per second of wall and of CPU time."""
+    wall, cpu, runs = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - wall < seconds:
+        session.run(None, feeds)
+        runs += 1
+    return runs * batch / (time.perf_counter() - wall), runs * batch / (time.process_time() - cpu)
+
+
+def ours(program, path, batch, threads, seconds):
+    command = [program, "bench", path, "--batch-size", str(batch), "--threads", str(threads), "--seconds", str(seconds), "--json"]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return result["samples_per_second"], result["samples_per_cpu_second"]
+
+
+def feeds_of(session, batch, rows):
+    random = numpy.random.default_rng(0)
+    feeds = {}
+    for i in session.get_inputs():
+        dims = [batch if isinstance(d, str) else d for d in i.shape]
+        feeds[i.name] = random.integers(0, rows, dims) if "int64" in i.type else random.random(dims, dtype=numpy.float32)
+    return feeds
+
+
+def spread(values):
+    return f"{min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f}"
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("program")
+    arguments.add_argument("folder")
+    arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--seconds", type=float, default=0.5)
+    arguments.add_argument("--models", default=",".join(models.MODELS))
+    a = arguments.parse_args()
+    print(f"load {os.getloadavg()[0]:.1f}, ONNX Runtime {onnxruntime.__version__}, {a.rounds} rounds of {a.seconds} s")
+    print("| model | batch | threads | graphtool, samples/s | ONNX Runtime | wall, min / median / max | CPU, min / median / max |")
+    print("|---|---|---|---|---|---|---|")
+    for name in a.models.split(","):
+        make, rows = models.MODELS[name]
+        path = f"{a.folder}/{name}/model.onnx"
+        if not os.path.exists(path):
+            make(os.path.dirname(path), rows)
+        for batch in BATCHES.get(name, [1, 64, 1024, 4096]):
+            for threads in (1, 2):
+                options = onnxruntime.SessionOptions()
+                options.intra_op_num_threads = threads
+                options.inter_op_num_threads = 1
+                session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                feeds = feeds_of(session, batch, rows)
+                theirs(session, feeds, batch, 0.1)
+                rounds = [(ours(a.program, path, batch, threads, a.seconds), theirs(session, feeds, batch, a.seconds)) for _ in range(a.rounds)]
+                mine, other = (statistics.median(r[i][0] for r in rounds) for i in (0, 1))
+                wall, cpu = ([m[i] / t[i] for m, t in rounds] for i in (0, 1))
+                print(f"| {name} | {batch} | {threads} | {mine:.0f} | {other:.0f} | {spread(wall)} | {spread(cpu)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
