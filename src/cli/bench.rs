@@ -39,8 +39,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     } else {
         (formats::load(&args.model)?, None)
     };
-    let options = Options { threads: args.threads, store, profile: true, ..Options::default() };
-    let session = Session::new(&model, options)?;
+    let options = Options { threads: args.threads, store, ..Options::default() };
+    let session = Session::new(&model, options.clone())?;
     let inputs = random_inputs(&model, &session, args.batch_size)?;
     let fault = |e: crate::exec::ExecError| exit_with(1, format!("on random inputs: {e}"));
     let warm = Instant::now() + Duration::from_secs_f64(args.seconds / 10.0);
@@ -49,26 +49,35 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         session.run(inputs.clone()).map_err(fault)?;
     }
     let mut times = Vec::new();
-    let start = Instant::now();
+    let (start, cpu) = (Instant::now(), cpu_seconds());
     while start.elapsed().as_secs_f64() < args.seconds {
         let one = Instant::now();
         session.run(inputs.clone()).map_err(fault)?;
         times.push(one.elapsed().as_secs_f64());
     }
-    let total = start.elapsed().as_secs_f64();
+    let (total, cpu) = (start.elapsed().as_secs_f64(), cpu.zip(cpu_seconds()).map(|(before, after)| after - before));
+    // To take the time of each op takes time, so it is done apart.
+    let profiled = Session::new(&model, Options { profile: true, ..options })?;
+    let until = Instant::now() + Duration::from_secs_f64(args.seconds / 5.0);
+    profiled.run(inputs.clone()).map_err(fault)?;
+    while Instant::now() < until {
+        profiled.run(inputs.clone()).map_err(fault)?;
+    }
     times.sort_by(f64::total_cmp);
     let at = |q: f64| times[((times.len() - 1) as f64 * q) as usize];
-    let rate = (times.len() * args.batch_size) as f64 / total;
-    let table = session.profile().map(crate::exec::Profile::table).unwrap_or_default();
+    let samples = (times.len() * args.batch_size) as f64;
+    let (rate, cpu_rate) = (samples / total, cpu.map(|s| samples / s.max(1e-9)));
+    let table = profiled.profile().map(crate::exec::Profile::table).unwrap_or_default();
     let spent: f64 = table.iter().map(|r| r.2.as_secs_f64()).sum();
     if args.json {
         let ops: Vec<_> = table.iter().map(|(op, n, t)| serde_json::json!({"op": op, "calls": n, "seconds": t.as_secs_f64()})).collect();
-        let json = serde_json::json!({"samples_per_second": rate, "p50_seconds": at(0.5), "p90_seconds": at(0.9), "p99_seconds": at(0.99),
+        let json = serde_json::json!({"samples_per_second": rate, "samples_per_cpu_second": cpu_rate, "p50_seconds": at(0.5), "p90_seconds": at(0.9), "p99_seconds": at(0.99),
             "batch_size": args.batch_size, "runs": times.len(), "ops": ops});
         output::line(serde_json::to_string_pretty(&json)?)?;
         return Ok(());
     }
-    output::line(format!("{rate:.0} samples/s in batches of {}", args.batch_size))?;
+    let of_cpu = cpu_rate.map_or(String::new(), |r| format!(" ({r:.0} per second of CPU time)"));
+    output::line(format!("{rate:.0} samples/s in batches of {}{of_cpu}", args.batch_size))?;
     output::line(format!(
         "p50 {:.3} ms  p90 {:.3} ms  p99 {:.3} ms  ({} runs)",
         at(0.5) * 1e3,
@@ -90,6 +99,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         .collect();
     output::table(&["op", "calls", "a call", "share"], &[1, 2, 3], &rows)?;
     Ok(())
+}
+
+/// Seconds of CPU time of all threads of this process, where the system tells.
+fn cpu_seconds() -> Option<f64> {
+    let nanoseconds = |task: std::fs::DirEntry| -> Option<f64> {
+        std::fs::read_to_string(task.path().join("schedstat")).ok()?.split_whitespace().next()?.parse().ok()
+    };
+    let tasks = std::fs::read_dir("/proc/self/task").ok()?;
+    tasks.map(|task| nanoseconds(task.ok()?)).sum::<Option<f64>>().map(|n| n / 1e9)
 }
 
 /// Numbers that are the same in every run.

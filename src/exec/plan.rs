@@ -2,6 +2,7 @@
 //! come first, what depends on them last, so that they overlap the rest.
 
 use super::ExecError;
+use super::fuse::{Fusion, Fusions};
 use super::host::{self, HostStep};
 use crate::ir::{self, Attr, Attrs, Function, Graph, Kind, Model, NodeId, OpName, OpsetImport, Type, ValueId, opset_version};
 use crate::ops::{self, Args, Kernel, OpCtx, OpDef, Run};
@@ -137,8 +138,13 @@ impl<'m> Compiler<'m> {
             sources.insert(id.value(0), Source::Const(plan.constants.len()));
             plan.constants.push(Value::Tensor(aligned));
         }
-        for id in order {
-            self.node(graph, id, opsets, &mut plan, &mut sources)?;
+        let is_plain = |op: &OpName| !self.defined.contains_key(op);
+        let mut fusions = Fusions::find(graph, &order, opset_version(opsets, ""), is_plain);
+        for id in order.into_iter().filter(|id| !fusions.absorbed.contains(id)) {
+            match fusions.at.remove(&id) {
+                Some(fusion) => self.fused(graph, id, fusion, opsets, &mut plan, &mut sources)?,
+                None => self.node(graph, id, opsets, &mut plan, &mut sources)?,
+            }
         }
         for output in graph.outputs() {
             plan.outputs.push(sources[&output.value]);
@@ -207,6 +213,72 @@ impl<'m> Compiler<'m> {
         plan.waits |= waits;
         let (last, label) = (vec![false; inputs.len()], node.label().to_owned());
         plan.steps.push(Step { action, label, op: op.clone(), inputs, outputs, last, free: Vec::new() });
+        Ok(())
+    }
+
+    /// The step of several nodes, in the place of `id`.
+    fn fused(
+        &mut self,
+        graph: &Graph,
+        id: NodeId,
+        fusion: Fusion,
+        opsets: &[OpsetImport],
+        plan: &mut Plan,
+        sources: &mut HashMap<ValueId, Source>,
+    ) -> Result<(), ExecError> {
+        let kernel_of = |node: NodeId, inputs: &[Option<Source>], plan: &Plan, build: &dyn Fn(&OpCtx) -> Result<Kernel, ops::OpError>| {
+            let Some(op) = graph.node(node).op() else { return Err(node_error(graph, node, "it is no operator")) };
+            let def = ops::find(op).ok_or_else(|| node_error(graph, node, "this build has no kernel for the op"))?;
+            let version = self.version(def, op, opsets).map_err(|d| node_error(graph, node, d))?;
+            let found = graph.node(node);
+            def.check_arity(found.inputs().len(), found.outputs.len()).map_err(|d| node_error(graph, node, d))?;
+            let constants: Vec<Option<&Tensor>> = inputs.iter().map(|s| constant(plan, *s)).collect();
+            let cx = OpCtx { op, attrs: &found.attrs, version, inputs: inputs.len(), outputs: &[true], constants: &constants };
+            build(&cx).map_err(|e| node_error(graph, node, e))
+        };
+        let (kernel, inputs, output) = match fusion {
+            Fusion::Product { inputs, around, output } => {
+                let inputs: Vec<Option<Source>> = inputs.iter().map(|v| Some(sources[v])).collect();
+                let around = std::cell::RefCell::new(Some(around));
+                let build = |cx: &OpCtx| ops::fused::build_product(cx, around.take().unwrap_or_default());
+                (kernel_of(id, &inputs, plan, &build)?, inputs, output)
+            }
+            Fusion::Gemm { output } => {
+                let inputs: Vec<Option<Source>> = graph.node(id).inputs().iter().map(|v| v.map(|v| sources[&v])).collect();
+                (kernel_of(id, &inputs, plan, &ops::fused::build_gemm_relu)?, inputs, output)
+            }
+            Fusion::Pointwise { nodes, inputs, program } => {
+                let build = |node: &NodeId| {
+                    let def = graph.node(*node).op().and_then(ops::find).map(|d| d.run);
+                    let own = vec![None; graph.node(*node).inputs().len()];
+                    match def {
+                        Some(Run::Kernel(build)) => kernel_of(*node, &own, plan, &build),
+                        _ => Err(node_error(graph, *node, "this build has no kernel for the op")),
+                    }
+                };
+                let kernels = nodes.iter().map(build).collect::<Result<Vec<_>, _>>()?;
+                let label = |n: &NodeId| {
+                    format!("node \"{}\" ({})", graph.node(*n).label(), graph.node(*n).op().map(OpName::to_string).unwrap_or_default())
+                };
+                let labels = nodes.iter().map(label).collect();
+                (program.kernel(kernels, labels), inputs.iter().map(|v| Some(sources[v])).collect(), id.value(0))
+            }
+        };
+        sources.insert(output, Source::Slot(plan.slots));
+        let node = graph.node(id);
+        let Some(op) = node.op().cloned() else { return Ok(()) };
+        let last = vec![false; inputs.len()];
+        let outputs = vec![Some(plan.slots)];
+        plan.slots += 1;
+        plan.steps.push(Step {
+            action: Action::Kernel(kernel),
+            label: node.label().to_owned(),
+            op,
+            inputs,
+            outputs,
+            last,
+            free: Vec::new(),
+        });
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 
 use super::infer::{InferCtx, broadcast_all};
 use super::util::{self, GRAIN, broadcast_strides, zeros};
-use super::{Fact, Kernel, OpCtx, OpError, one};
+use super::{Fact, Kernel, OpCtx, OpError, one, rows};
 use crate::invalid;
 use crate::ir::Dim;
 use crate::tensor::{DType, Element, Shape, Tensor};
@@ -15,7 +15,7 @@ pub fn map<T: Element + Copy>(t: Tensor, f: impl Fn(T) -> T + Sync + Send) -> Re
     }
     let shape = t.shape().clone();
     let mut data = t.into_vec::<T>()?;
-    util::for_each_chunk(&mut data, GRAIN, |_, part| part.iter_mut().for_each(|x| *x = f(*x)));
+    util::for_each_chunk(&mut data, GRAIN, |_, part| rows::simd(|| part.iter_mut().for_each(|x| *x = f(*x))));
     Ok(Tensor::new(shape, data)?)
 }
 
@@ -23,7 +23,9 @@ pub fn map<T: Element + Copy>(t: Tensor, f: impl Fn(T) -> T + Sync + Send) -> Re
 pub fn map_to<T: Element + Copy, U: Element>(t: &Tensor, f: impl Fn(T) -> U + Sync + Send) -> Result<Tensor, OpError> {
     let data = t.to_slice::<T>()?;
     let mut out = zeros::<U>(t.shape())?;
-    util::for_each_chunk(&mut out, GRAIN, |i, part| part.iter_mut().zip(&data[i * GRAIN..]).for_each(|(o, x)| *o = f(*x)));
+    util::for_each_chunk(&mut out, GRAIN, |i, part| {
+        rows::simd(|| part.iter_mut().zip(&data[i * GRAIN..]).for_each(|(o, x)| *o = f(*x)));
+    });
     Ok(Tensor::new(t.shape(), out)?)
 }
 

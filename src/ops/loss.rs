@@ -94,7 +94,9 @@ fn loss<T: Real>(
             weights.push(T::ZERO);
             continue;
         }
-        let Some(t) = usize::try_from(t).ok().filter(|&t| t < classes) else { invalid!("target {t} is out of range for {classes} classes: expected 0..{classes}") };
+        let Some(t) = usize::try_from(t).ok().filter(|&t| t < classes) else {
+            invalid!("target {t} is out of range for {classes} classes: expected 0..{classes}")
+        };
         let w = weight.map_or(T::ONE, |w| w[t]);
         losses.push(-log[(i / inner * classes + t) * inner + i % inner] * w);
         weights.push(w);

@@ -1,6 +1,6 @@
 //! Matrix products and determinants.
 
-use super::gemm::{Activation, Bias, Dims, Epilogue, Matrix, Real, product, product_i32, transpose};
+use super::gemm::{Activation, Bias, Dims, Epilogue, Matrix, Packed, Real, product, product_i32, product_packed, transpose};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, broadcast_dims, one, util};
 use crate::ir::Dim;
 use crate::tensor::{DType, Int, Number, Shape, Tensor, cast, checked_len, fits_memory, strides};
@@ -154,12 +154,65 @@ fn matmul_int<T: Int>(a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
     Ok(Tensor::new(plan.shape, out)?)
 }
 
-fn build_matmul(_: &OpCtx) -> Result<Kernel, OpError> {
-    Ok(Box::new(|args| one(matmul(args.tensor(0)?, args.tensor(1)?)?)))
+/// Bytes up to which a constant operand is laid out anew.
+pub(super) const PREPARED: usize = 1 << 28;
+
+/// A constant second operand in the form that the product reads fastest.
+pub(super) enum Prepared {
+    /// In panels.
+    Packed(Packed),
+    /// As the wide row-major `[k, n]`.
+    Wide(Tensor),
 }
 
-/// Bytes up to which a constant operand is laid out anew.
-const PREPARED: usize = 1 << 26;
+/// Lays a matrix out, if that pays; `transposed` says that it is `[n, k]`.
+pub(super) fn prepare(b: &Tensor, transposed: bool) -> Option<Prepared> {
+    let (&[rows, cols], size) = (b.shape().last_chunk::<2>()?, b.bytes()?.len());
+    if !b.dtype().is_float() || size > PREPARED || b.len() != rows * cols {
+        return None;
+    }
+    let wide = util::widen(b).ok()?;
+    let (k, n) = if transposed { (cols, rows) } else { (rows, cols) };
+    if let Ok(data) = wide.as_slice::<f32>()
+        && let Some(packed) = Packed::new(Matrix::new(data, cols, transposed), 0, k, n)
+    {
+        return Some(Prepared::Packed(packed));
+    }
+    if !transposed {
+        return (b.dtype().bits() == 16).then_some(Prepared::Wide(wide));
+    }
+    let turned = match wide.dtype() {
+        DType::F32 => Tensor::new([k, n], transpose(wide.as_slice::<f32>().ok()?, rows, cols)),
+        _ => Tensor::new([k, n], transpose(wide.as_slice::<f64>().ok()?, rows, cols)),
+    };
+    turned.ok().map(Prepared::Wide)
+}
+
+fn build_matmul(cx: &OpCtx) -> Result<Kernel, OpError> {
+    let prepared = cx.constant(1).and_then(|b| prepare(b, false));
+    Ok(Box::new(move |args| {
+        let (a, b) = (args.tensor(0)?, args.tensor(1)?);
+        one(match &prepared {
+            Some(Prepared::Packed(packed)) if a.dtype() == b.dtype() => match prepared_matmul(a, b, packed, &Epilogue::NONE)? {
+                Some(y) => y,
+                None => matmul(a, b)?,
+            },
+            _ => matmul(a, b)?,
+        })
+    }))
+}
+
+/// `a x b` where `b` is laid out; `None` if the product has batches of its own.
+pub(super) fn prepared_matmul(a: &Tensor, b: &Tensor, packed: &Packed, epilogue: &Epilogue<f32>) -> Result<Option<Tensor>, OpError> {
+    let plan = plan(a.shape(), b.shape(), (false, false))?;
+    if plan.starts.len() != 1 || (plan.dims.k, plan.dims.n) != packed.dims() {
+        return Ok(None);
+    }
+    let x = util::widen(a)?;
+    let mut out = new_out::<f32>(&plan.shape)?;
+    product_packed(plan.dims.m, 1.0, Matrix::new(x.as_slice::<f32>()?, last(a.shape()), false), packed, &mut out, epilogue)?;
+    Ok(Some(cast(&Tensor::new(plan.shape, out)?, a.dtype())?))
+}
 
 /// The attributes of Gemm and its constant operand.
 struct Gemm {
@@ -167,32 +220,15 @@ struct Gemm {
     beta: f32,
     trans: (bool, bool),
     activation: Activation,
-    /// `B` as the wide row-major `[k, n]` that the product reads fastest.
-    prepared: Option<Tensor>,
+    prepared: Option<Prepared>,
 }
 
 /// Gemm, and the fused one with an activation.
 pub(super) fn build_gemm(cx: &OpCtx, activation: Activation) -> Result<Kernel, OpError> {
     let trans = (cx.attrs.int_or("transA", 0)? != 0, cx.attrs.int_or("transB", 0)? != 0);
-    let prepared = cx.constant(1).and_then(|b| prepare(b, trans.1));
+    let prepared = cx.constant(1).filter(|b| b.rank() == 2).and_then(|b| prepare(b, trans.1));
     let gemm = Gemm { alpha: cx.attrs.float_or("alpha", 1.0)?, beta: cx.attrs.float_or("beta", 1.0)?, trans, activation, prepared };
     Ok(Box::new(move |args| one(run_gemm(&gemm, &args)?)))
-}
-
-fn prepare(b: &Tensor, transposed: bool) -> Option<Tensor> {
-    let [rows, cols] = **b.shape() else { return None };
-    if !b.dtype().is_float() || b.bytes().is_none_or(|x| x.len() > PREPARED) || !(transposed || b.dtype().bits() == 16) {
-        return None;
-    }
-    let wide = util::widen(b).ok()?;
-    if !transposed {
-        return Some(wide);
-    }
-    match wide.dtype() {
-        DType::F32 => Tensor::new([cols, rows], transpose(wide.as_slice::<f32>().ok()?, rows, cols)).ok(),
-        DType::F64 => Tensor::new([cols, rows], transpose(wide.as_slice::<f64>().ok()?, rows, cols)).ok(),
-        _ => None,
-    }
 }
 
 fn run_gemm(gemm: &Gemm, args: &Args) -> Result<Tensor, OpError> {
@@ -213,37 +249,58 @@ fn run_gemm(gemm: &Gemm, args: &Args) -> Result<Tensor, OpError> {
         return dispatch_int!(a.dtype(), T => gemm_int::<T>(gemm, a, b, c, &plan), other => invalid!("expected numbers, found {other}"));
     }
     let (x, c) = (util::widen(a)?, c.filter(|_| gemm.beta != 0.0).map(util::widen).transpose()?);
+    let shape = plan.shape.clone();
+    if let Some(Prepared::Packed(packed)) = &gemm.prepared {
+        let mut scaled = Vec::new();
+        let epilogue = Epilogue { bias: bias(c.as_ref(), gemm.beta, plan.dims, &mut scaled)?, activation: gemm.activation };
+        let mut out = new_out::<f32>(&shape)?;
+        let x = Matrix::new(x.as_slice::<f32>()?, a.shape()[1], gemm.trans.0);
+        product_packed(plan.dims.m, gemm.alpha, x, packed, &mut out, &epilogue)?;
+        return Ok(cast(&Tensor::new(shape, out)?, a.dtype())?);
+    }
     // Whether an operand is a constant must not change a bit: it is laid out alike.
-    let (y, trans_b) = match gemm.prepared.clone().or_else(|| prepare(b, gemm.trans.1)) {
-        Some(b) => (b, false),
-        None => (util::widen(b)?, gemm.trans.1),
+    let late;
+    let prepared = match &gemm.prepared {
+        Some(prepared) => Some(prepared),
+        None if b.dtype() != DType::F64 && Packed::supported() => None,
+        None => {
+            late = prepare(b, gemm.trans.1);
+            late.as_ref()
+        }
     };
-    let out = dispatch_wide!(x.dtype(), T => gemm_float::<T>(gemm, &x, (&y, trans_b), c.as_ref(), plan)?);
+    let wide;
+    let (y, trans_b) = match prepared {
+        Some(Prepared::Wide(b)) => (b, false),
+        _ => {
+            wide = util::widen(b)?;
+            (&wide, gemm.trans.1)
+        }
+    };
+    let out = dispatch_wide!(x.dtype(), T => gemm_float::<T>(gemm, &x, (y, trans_b), c.as_ref(), plan)?);
     Ok(cast(&out, a.dtype())?)
 }
 
+/// What a product adds: `beta * c`, with room for it in `scaled`.
+fn bias<'a, T: Real>(c: Option<&'a Tensor>, beta: f32, dims: Dims, scaled: &'a mut Vec<T>) -> Result<Bias<'a, T>, OpError> {
+    let Some(c) = c else { return Ok(Bias::None) };
+    let mut data = c.as_slice::<T>()?;
+    if beta != 1.0 {
+        let beta = T::from_f64(beta.into());
+        *scaled = data.iter().map(|&x| Number::mul(x, beta)).collect();
+        data = scaled;
+    }
+    // A matrix with one row or column broadcasts as a vector.
+    Ok(match **c.shape() {
+        _ if data.len() == 1 => Bias::Scalar(data[0]),
+        [rows, cols] if rows == dims.m && cols == dims.n => Bias::Full(data),
+        [rows, 1] if rows == dims.m => Bias::Column(data),
+        _ => Bias::Row(data),
+    })
+}
+
 fn gemm_float<T: Real>(gemm: &Gemm, a: &Tensor, b: (&Tensor, bool), c: Option<&Tensor>, plan: Plan) -> Result<Tensor, OpError> {
-    let Dims { m, n, .. } = plan.dims;
-    let beta = T::from_f64(gemm.beta.into());
-    let scaled: Vec<T>;
-    let bias = match c {
-        None => Bias::None,
-        Some(c) => {
-            let mut data = c.as_slice::<T>()?;
-            if gemm.beta != 1.0 {
-                scaled = data.iter().map(|&x| Number::mul(x, beta)).collect();
-                data = &scaled;
-            }
-            // A matrix with one row or column broadcasts as a vector.
-            match **c.shape() {
-                _ if data.len() == 1 => Bias::Scalar(data[0]),
-                [rows, cols] if rows == m && cols == n => Bias::Full(data),
-                [rows, 1] if rows == m => Bias::Column(data),
-                _ => Bias::Row(data),
-            }
-        }
-    };
-    let epilogue = Epilogue { bias, activation: gemm.activation };
+    let mut scaled = Vec::new();
+    let epilogue = Epilogue { bias: bias::<T>(c, gemm.beta, plan.dims, &mut scaled)?, activation: gemm.activation };
     let mut out = new_out::<T>(&plan.shape)?;
     let (x, y) = (Matrix::new(a.as_slice::<T>()?, a.shape()[1], gemm.trans.0), Matrix::new(b.0.as_slice::<T>()?, b.0.shape()[1], b.1));
     product(plan.dims, T::from_f64(gemm.alpha.into()), x, y, &plan.starts, &mut out, &epilogue)?;

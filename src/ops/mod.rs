@@ -3,6 +3,7 @@
 
 mod args;
 pub mod elementwise;
+pub(crate) mod fused;
 mod gemm;
 mod infer;
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod laws;
 pub mod math;
 mod mersenne;
 mod movement;
+mod pointwise;
 mod rows;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -351,7 +351,9 @@ fn build_unpool(cx: &OpCtx) -> Result<Kernel, OpError> {
             None => covered.clone(),
         };
         let indices = args.ints(1)?;
-        one(dispatch_number!(x.dtype(), T => unpool::<T>(x, &indices, &covered, &shape)?, other => unsupported!("input 0 must be numbers, found {other}")))
+        one(
+            dispatch_number!(x.dtype(), T => unpool::<T>(x, &indices, &covered, &shape)?, other => unsupported!("input 0 must be numbers, found {other}")),
+        )
     }))
 }
 

@@ -113,8 +113,7 @@ fn top_k(cx: &OpCtx) -> Result<Kernel, OpError> {
             Ok(k) if k <= data.shape()[at] => k,
             _ => invalid!("k is {k}, but axis {at} of {} has {}", data.shape(), data.shape()[at]),
         };
-        let indices =
-            dispatch_number!(data.dtype(), T => top_indices::<T>(data, at, k, largest)?, other => unsupported!("input 0 must be numbers, found {other}"));
+        let indices = dispatch_number!(data.dtype(), T => top_indices::<T>(data, at, k, largest)?, other => unsupported!("input 0 must be numbers, found {other}"));
         let values = take_elements(data, &indices, at as i64)?;
         Ok(Outputs::from_iter([values.into(), indices.into()]))
     }))

@@ -19,7 +19,8 @@ pub(super) const OPS: &[OpDef] = &[
 ];
 
 /// The permutation of `rank` axes that `perm` states; all reversed if it states none.
-fn permutation(perm: Option<&[i64]>, rank: usize) -> Result<Vec<usize>, OpError> {
+/// The axes that `perm` names, or all of them reversed.
+pub(super) fn permutation(perm: Option<&[i64]>, rank: usize) -> Result<Vec<usize>, OpError> {
     let Some(perm) = perm else { return Ok((0..rank).rev().collect()) };
     let sorted = super::util::axes(perm, rank)?;
     if sorted.len() != rank {

@@ -1,0 +1,306 @@
+//! The `f32` product over panels of `B`: laid out once for a constant, or for the call. How work is cut among threads changes
+//! no bit, for the kernel computes each element alike.
+
+use super::kernel::{self, Finish, HEIGHT, Out, Panels, Part, WIDTH};
+use super::{Activation, Bias, Dims, Epilogue, Matrix};
+use rayon::prelude::*;
+use std::cell::Cell;
+
+/// Multiply-adds below which a product stays on one thread.
+const SERIAL: usize = 1 << 21;
+/// Columns up to which `B` is kept as columns, and each element is a dot product.
+const NARROW: usize = 3;
+/// Rows up to which a `B` whose rows lie together is read as it lies.
+const FEW: usize = 12;
+/// Bytes of `A` that are multiplied with one panel after the other.
+const BLOCK: usize = 256 << 10;
+/// Rows of a task at least, where there are so many.
+const LEAST_ROWS: usize = 48;
+/// Elements of the buffer that a thread keeps for the next call.
+const KEPT: usize = 1 << 20;
+
+thread_local! {
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// `B` of a product, `[k, n]`, laid out for the kernel.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    k: usize,
+    n: usize,
+    data: Vec<f32>,
+}
+
+impl Packed {
+    /// Lays out the matrix that starts at `start`; `None` where there is no kernel for it.
+    pub fn new(b: Matrix<f32>, start: usize, k: usize, n: usize) -> Option<Self> {
+        let mut data = Vec::new();
+        if !kernel::available() || !b.holds(start, k, n) || n == 0 {
+            return None;
+        }
+        pack(b, start, k, n, &mut data);
+        Some(Self { k, n, data })
+    }
+
+    /// Whether this machine has a kernel for it.
+    pub fn supported() -> bool {
+        kernel::available()
+    }
+
+    /// Rows and columns.
+    pub fn dims(&self) -> (usize, usize) {
+        (self.k, self.n)
+    }
+}
+
+/// As panels, or as columns if there are few.
+fn pack(b: Matrix<f32>, start: usize, k: usize, n: usize, data: &mut Vec<f32>) {
+    if n > NARROW {
+        return pack_panels(b, start, k, n, data);
+    }
+    data.clear();
+    data.extend((0..n).flat_map(|j| (0..k).map(move |p| b.data[start + p * b.row + j * b.col])));
+}
+
+fn pack_panels(b: Matrix<f32>, start: usize, k: usize, n: usize, data: &mut Vec<f32>) {
+    data.clear();
+    data.resize(n.div_ceil(WIDTH) * k * WIDTH, 0.0);
+    for (panel, to) in data.chunks_exact_mut((k * WIDTH).max(1)).enumerate() {
+        let (from, width) = (start + panel * WIDTH * b.col, WIDTH.min(n - panel * WIDTH));
+        for (p, line) in to.chunks_exact_mut(WIDTH).enumerate() {
+            let at = from + p * b.row;
+            if b.col == 1 {
+                line[..width].copy_from_slice(&b.data[at..at + width]);
+            } else {
+                line[..width].iter_mut().enumerate().for_each(|(j, x)| *x = b.data[at + j * b.col]);
+            }
+        }
+    }
+}
+
+/// The second operand.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Rhs<'a> {
+    /// One matrix, laid out.
+    Packed(&'a Packed),
+    /// A matrix for each batch, as it lies.
+    Plain(Matrix<'a, f32>),
+}
+
+/// As [`super::product`], whose checks have been made; false if there is no kernel for it.
+pub(super) fn product(
+    dims: Dims,
+    alpha: f32,
+    a: Matrix<f32>,
+    b: Rhs,
+    starts: &[(usize, usize)],
+    out: &mut [f32],
+    epilogue: &Epilogue<f32>,
+) -> bool {
+    if !kernel::available() {
+        return false;
+    }
+    let Dims { m, n, k } = dims;
+    let work = starts.len() * m * n * k.max(1);
+    let one = |(start, out): (&(usize, usize), &mut [f32])| batch(dims, alpha, a, b, *start, out, epilogue, work > SERIAL);
+    if work > SERIAL && starts.len() > 1 {
+        let group = (SERIAL / 2 / (m * n * k.max(1))).max(1);
+        starts.par_iter().zip(out.par_chunks_mut(m * n)).with_min_len(group).for_each(one);
+    } else {
+        starts.iter().zip(out.chunks_mut(m * n)).for_each(one);
+    }
+    true
+}
+
+#[allow(clippy::too_many_arguments)]
+fn batch(
+    dims: Dims,
+    alpha: f32,
+    a: Matrix<f32>,
+    b: Rhs,
+    (at, start): (usize, usize),
+    out: &mut [f32],
+    epilogue: &Epilogue<f32>,
+    parallel: bool,
+) {
+    let Dims { m, n, k } = dims;
+    let rows: Vec<f32>;
+    let (a, at) = if a.col == 1 {
+        (a, at)
+    } else {
+        rows = (0..m).flat_map(|r| (0..k).map(move |p| a.data[at + r * a.row + p * a.col])).collect();
+        (Matrix::new(&rows, k, false), 0)
+    };
+    let cut = Cut { dims, alpha, a, at, epilogue, parallel };
+    // Taken, not borrowed: a thread that waits for others may compute another product meanwhile.
+    let mut scratch = SCRATCH.take();
+    let all = (0, n.div_ceil(WIDTH));
+    match b {
+        Rhs::Packed(p) if n <= NARROW => cut.columns(&p.data, out),
+        Rhs::Packed(p) => cut.panels(laid(&p.data, k), all, out),
+        Rhs::Plain(b) if b.col == 1 && m <= FEW && n >= WIDTH => {
+            let full = n / WIDTH;
+            cut.panels(Panels { data: &b.data[start.min(b.data.len())..], row: b.row, panel: WIDTH }, (0, full), out);
+            if n > full * WIDTH {
+                pack_panels(b, start + full * WIDTH, k, n - full * WIDTH, &mut scratch);
+                cut.panels(Panels { data: &scratch, row: WIDTH, panel: 0 }, (full, 1), out);
+            }
+        }
+        Rhs::Plain(b) => {
+            pack(b, start, k, n, &mut scratch);
+            if n <= NARROW { cut.columns(&scratch, out) } else { cut.panels(laid(&scratch, k), all, out) }
+        }
+    }
+    if scratch.capacity() <= KEPT {
+        SCRATCH.set(scratch);
+    }
+}
+
+fn laid(data: &[f32], k: usize) -> Panels<'_> {
+    Panels { data, row: WIDTH, panel: k * WIDTH }
+}
+
+/// One product, to be cut among threads.
+struct Cut<'a> {
+    dims: Dims,
+    alpha: f32,
+    a: Matrix<'a, f32>,
+    at: usize,
+    epilogue: &'a Epilogue<'a, f32>,
+    parallel: bool,
+}
+
+impl Cut<'_> {
+    /// Rows of a task.
+    fn rows(&self, threads: usize) -> usize {
+        let m = self.dims.m;
+        if threads == 1 || m < 2 * LEAST_ROWS { m } else { LEAST_ROWS.max(m.div_ceil(threads * 4).next_multiple_of(HEIGHT)) }
+    }
+
+    fn threads(&self) -> usize {
+        if self.parallel { rayon::current_num_threads() } else { 1 }
+    }
+
+    /// Panels `first..first + count` of the result.
+    fn panels(&self, b: Panels, (first, count): (usize, usize), out: &mut [f32]) {
+        let Dims { m, n, k } = self.dims;
+        let threads = self.threads();
+        let rows = self.rows(threads);
+        let across = if threads == 1 || rows < m { count } else { count.div_ceil(threads * 2) };
+        // What the kernel does itself, and what is left to do.
+        let (bias, mut rest) = match self.epilogue.bias {
+            Bias::None => (None, Epilogue { bias: Bias::None, ..*self.epilogue }),
+            Bias::Row(b) => (Some(b), Epilogue { bias: Bias::None, ..*self.epilogue }),
+            _ => (None, *self.epilogue),
+        };
+        let relu = matches!(rest.bias, Bias::None) && rest.activation == Activation::Relu;
+        if relu {
+            rest.activation = Activation::None;
+        }
+        let done = matches!(rest.bias, Bias::None) && rest.activation == Activation::None;
+        let finish = Finish { alpha: self.alpha, bias, relu };
+        let place = Out::new(out, n);
+        let block = (BLOCK / (4 * k.max(1)) / HEIGHT * HEIGHT).clamp(LEAST_ROWS, 10 * LEAST_ROWS);
+        let tiles = (m.div_ceil(rows), count.div_ceil(across));
+        for_each(tiles.0 * tiles.1, threads > 1, |t| {
+            let (top, left) = (t / tiles.1 * rows, first + t % tiles.1 * across);
+            let (bottom, across) = (m.min(top + rows), across.min(first + count - left));
+            for row in (top..bottom).step_by(block) {
+                let height = block.min(bottom - row);
+                kernel::part(k, self.a, self.at, b, Part { rows: (row, height), panels: (left, across) }, place, finish);
+                if !done {
+                    let (from, to) = (left * WIDTH, n.min((left + across) * WIDTH));
+                    (row..row + height).for_each(|r| place.row(r, from, to - from, |line| rest.apply(n, r, from, line)));
+                }
+            }
+        });
+    }
+
+    /// All columns of the result, each of which `data` has as a whole.
+    fn columns(&self, data: &[f32], out: &mut [f32]) {
+        let Dims { m, n, k } = self.dims;
+        let threads = self.threads();
+        let rows = self.rows(threads);
+        let row = |r: usize, line: &mut [f32]| {
+            let from = self.at + r * self.a.row;
+            kernel::dots(if k == 0 { &[] } else { &self.a.data[from..from + k] }, data, line);
+            line.iter_mut().filter(|_| self.alpha != 1.0).for_each(|x| *x *= self.alpha);
+            self.epilogue.apply(n, r, 0, line);
+        };
+        let part = |(i, part): (usize, &mut [f32])| part.chunks_mut(n).enumerate().for_each(|(r, line)| row(i * rows + r, line));
+        if threads > 1 {
+            out.par_chunks_mut(rows.max(1) * n).enumerate().for_each(part);
+        } else {
+            part((0, out));
+        }
+        debug_assert!(m * n == out.len());
+    }
+}
+
+fn for_each(count: usize, parallel: bool, f: impl Fn(usize) + Send + Sync) {
+    if parallel && count > 1 {
+        (0..count).into_par_iter().for_each(f);
+    } else {
+        (0..count).for_each(f);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::product_packed;
+    use super::*;
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 8) as f32 / (1 << 24) as f32 - 0.5).collect()
+    }
+
+    fn plain(dims: Dims, a: &[f32], b: Matrix<f32>, epilogue: &Epilogue<f32>) -> Vec<f32> {
+        let mut out = vec![f32::NAN; dims.m * dims.n];
+        super::super::product(dims, 1.0, Matrix::new(a, dims.k, false), b, &[(0, 0)], &mut out, epilogue).unwrap();
+        out
+    }
+
+    #[test]
+    fn no_bit_depends_on_the_rows_beside_the_layout_or_the_threads() {
+        if !Packed::supported() {
+            println!("skipped: this machine has no AVX2");
+            return;
+        }
+        let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for n in [1, 2, 3, 4, 7, 8, 15, 16, 17, 24, 33, 64, 100, 131] {
+            for k in [0, 1, 5, 31, 32, 33, 100, 700] {
+                for m in [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 50, 200] {
+                    let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
+                    let rows = Matrix::new(&b, n, false);
+                    let mut turned = vec![0.0; k * n];
+                    (0..k * n).for_each(|i| turned[i % n * k + i / n] = b[i]);
+                    let packed = Packed::new(rows, 0, k, n).unwrap();
+                    let dims = Dims { m, n, k };
+                    let bias = numbers(n, 3);
+                    let epilogue = Epilogue { bias: Bias::Row(&bias), activation: Activation::Relu };
+                    let mut whole = vec![f32::NAN; m * n];
+                    pool(3).install(|| product_packed(m, 1.0, Matrix::new(&a, k, false), &packed, &mut whole, &epilogue)).unwrap();
+                    assert_eq!(whole, plain(dims, &a, rows, &epilogue), "as it lies: {m} {n} {k}");
+                    assert_eq!(whole, plain(dims, &a, Matrix::new(&turned, k, true), &epilogue), "turned: {m} {n} {k}");
+                    for r in [0, m - 1] {
+                        let one = plain(Dims { m: 1, n, k }, &a[r * k..(r + 1) * k], rows, &epilogue);
+                        assert_eq!(&whole[r * n..(r + 1) * n], one, "row {r} alone: {m} {n} {k}");
+                    }
+                    for (i, y) in whole.iter().enumerate() {
+                        let exact: f64 =
+                            (0..k).map(|p| f64::from(a[i / n * k + p]) * f64::from(b[p * n + i % n])).sum::<f64>() + f64::from(bias[i % n]);
+                        assert!((f64::from(*y) - exact.max(0.0)).abs() < 1e-4, "{y} is not {exact}: {m} {n} {k}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_and_the_sign_of_zero_go_through_relu() {
+        let epilogue = Epilogue { bias: Bias::None, activation: Activation::Relu };
+        let (a, b) = ([f32::NAN, -1.0, 1.0], [1.0f32; 16]);
+        let out = plain(Dims { m: 3, n: 16, k: 1 }, &a, Matrix::new(&b, 16, false), &epilogue);
+        assert!(out[0].is_nan() && out[16] == 0.0 && out[32] == 1.0);
+    }
+}
