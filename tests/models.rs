@@ -55,6 +55,19 @@ fn outputs_are_the_recorded_ones() {
 }
 
 #[test]
+fn steps_of_several_nodes_and_threads_change_no_bit() {
+    for (name, path) in models() {
+        let model = formats::load(&path.join("model.onnx")).expect("a model");
+        let session = |options| Session::new(&model, options).expect("a session");
+        let one_by_one = session(Options { unfused: true, threads: 1, ..Options::default() });
+        let fused = session(Options { threads: 3, ..Options::default() });
+        for set in sets(&path) {
+            assert_eq!(run(&fused, &set), run(&one_by_one, &set), "{name}, {}", set.display());
+        }
+    }
+}
+
+#[test]
 fn a_rewritten_model_gives_equal_bits_and_merges_back() {
     let dir = tempfile::tempdir().expect("a directory");
     for (name, path) in models() {

@@ -1,8 +1,9 @@
 //! Finds what one step of a plan computes together: a product with the transposes before it and the bias and activation
-//! behind it, and arithmetic that goes element by element. The bits are those of the nodes on their own.
+//! behind it, lookups whose rows are joined, and arithmetic that goes element by element. The bits are those of the nodes on
+//! their own.
 
 use crate::ir::{Graph, NodeId, OpName, ValueId};
-use crate::ops::fused::{Around, Op, Operand, Program, can_prepare};
+use crate::ops::fused::{Around, Op, Operand, Part, Program, Source, can_prepare};
 use crate::tensor::{DType, Tensor};
 use std::collections::{HashMap, HashSet};
 
@@ -17,8 +18,50 @@ pub(super) enum Fusion {
     Product { inputs: [ValueId; 2], around: Around, output: ValueId },
     /// Gemm and Relu.
     Gemm { output: ValueId },
-    /// Elementwise arithmetic: the nodes in their order.
-    Pointwise { nodes: Vec<NodeId>, inputs: Vec<ValueId>, program: Program },
+    /// Elementwise arithmetic.
+    Pointwise { group: Group, program: Program },
+    /// Concat, and lookups before it.
+    LookupConcat { group: Group, parts: Vec<Part> },
+}
+
+/// The position of each node in the order in which they run.
+type Order = HashMap<NodeId, usize>;
+
+/// Nodes in their order, of which the last gives the result.
+pub(super) struct Group {
+    pub(super) nodes: Vec<NodeId>,
+    /// Where each node finds its operands.
+    pub(super) operands: Vec<Vec<Operand>>,
+    /// The values that are made elsewhere.
+    pub(super) inputs: Vec<ValueId>,
+}
+
+impl Group {
+    /// The nodes of a set; each has one output.
+    fn of(graph: &Graph, order: &Order, set: &HashSet<NodeId>) -> Self {
+        let mut nodes: Vec<NodeId> = set.iter().copied().collect();
+        nodes.sort_unstable_by_key(|n| order.get(n));
+        let (mut inputs, mut operands) = (Vec::new(), Vec::new());
+        for &id in &nodes {
+            let own = graph.node(id).inputs().iter().map(|v| match v {
+                None => Operand::None,
+                Some(v) => match nodes.iter().position(|n| *n == v.node) {
+                    Some(step) => Operand::Step(step),
+                    None => Operand::Input(place(&mut inputs, *v)),
+                },
+            });
+            operands.push(own.collect());
+        }
+        Self { nodes, operands, inputs }
+    }
+}
+
+/// The number of a value in a list, to which it is added if it is not there.
+fn place(list: &mut Vec<ValueId>, v: ValueId) -> usize {
+    list.iter().position(|i| *i == v).unwrap_or_else(|| {
+        list.push(v);
+        list.len() - 1
+    })
 }
 
 /// The fusions of a graph.
@@ -49,8 +92,10 @@ impl Fusions {
                 }
             }
         }
+        let positions: Order = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+        found.lookup_concats(graph, order, &positions, &plain);
         for &id in order.iter().rev() {
-            found.pointwise(graph, id, order, &is_plain);
+            found.pointwise(graph, id, &positions, &is_plain);
         }
         found
     }
@@ -95,7 +140,7 @@ impl Fusions {
     }
 
     /// The walk that ends at a node, if it has more than one.
-    fn pointwise(&mut self, graph: &Graph, root: NodeId, order: &[NodeId], is_plain: &impl Fn(&OpName) -> bool) {
+    fn pointwise(&mut self, graph: &Graph, root: NodeId, order: &Order, is_plain: &impl Fn(&OpName) -> bool) {
         let is_free = |found: &Self, id: NodeId| {
             let node = graph.node(id);
             let op = node.op().filter(|op| is_plain(op)).and_then(Op::of);
@@ -123,26 +168,102 @@ impl Fusions {
         if nodes.len() < 2 {
             return;
         }
-        let nodes: Vec<NodeId> = order.iter().copied().filter(|n| nodes.contains(n)).collect();
-        let (mut inputs, mut program) = (Vec::new(), Program::default());
-        for &id in &nodes {
-            let node = graph.node(id);
-            let operand = |v: &ValueId| match nodes.iter().position(|n| *n == v.node) {
-                Some(step) => Operand::Step(step),
-                None => Operand::Input(inputs.iter().position(|i| i == v).unwrap_or_else(|| {
-                    inputs.push(*v);
-                    inputs.len() - 1
-                })),
-            };
-            let operands = node.inputs().iter().flatten().map(operand).collect();
-            program.steps.extend(node.op().and_then(Op::of).map(|op| (op, operands)));
-        }
+        let group = Group::of(graph, order, &nodes);
         // A walk of constants alone is folded node by node.
-        if inputs.len() > MOST_INPUTS || inputs.iter().all(|v| tensor(graph, *v).is_some()) {
+        if group.inputs.len() > MOST_INPUTS || group.inputs.iter().all(|v| tensor(graph, *v).is_some()) {
             return;
         }
+        let ops = group.nodes.iter().filter_map(|&id| graph.node(id).op().and_then(Op::of));
+        let program = Program { steps: ops.zip(group.operands.iter().cloned()).collect() };
         self.absorbed.extend(nodes.iter().filter(|n| **n != root));
-        self.at.insert(root, Fusion::Pointwise { nodes, inputs, program });
+        self.at.insert(root, Fusion::Pointwise { group, program });
+    }
+
+    /// Every Concat along axis 1 of rows that are looked up, at least two of them.
+    fn lookup_concats(&mut self, graph: &Graph, order: &[NodeId], positions: &Order, plain: &impl Fn(NodeId, &str) -> bool) {
+        let mut columns = HashSet::new();
+        for &id in order.iter().filter(|&&id| plain(id, "Concat") && graph.node(id).attrs.int("axis") == Ok(Some(1))) {
+            let found: Option<Vec<Found>> = graph.node(id).inputs().iter().map(|v| Some(Found::behind(graph, id, (*v)?, plain))).collect();
+            let Some(found) = found.filter(|f| f.iter().filter(|f| f.lookup.is_some()).count() > 1) else { continue };
+            let set: HashSet<NodeId> = found.iter().flat_map(|f| f.nodes.iter().chain(&f.column).copied()).chain([id]).collect();
+            let mut group = Group::of(graph, positions, &set);
+            let parts = found.iter().map(|f| {
+                let source = match f.lookup {
+                    None => Source::Plain(place(&mut group.inputs, f.value)),
+                    Some((table, ids)) => {
+                        Source::Lookup { table: place(&mut group.inputs, table), ids: place(&mut group.inputs, ids), column: f.at }
+                    }
+                };
+                Part { source, unsqueezed: f.unsqueezed }
+            });
+            let parts = parts.collect();
+            self.absorbed.extend(found.iter().flat_map(|f| &f.nodes));
+            columns.extend(found.iter().filter_map(|f| f.column));
+            self.at.insert(id, Fusion::LookupConcat { group, parts });
+        }
+        // A column that others read too is still made for them.
+        let unread = |c: &&NodeId| {
+            let v = c.value(0);
+            !graph.is_output(v) && graph.uses(v).iter().all(|u| u.operand.is_some() && self.absorbed.contains(&u.node))
+        };
+        let unread: Vec<NodeId> = columns.iter().filter(unread).copied().collect();
+        self.absorbed.extend(unread);
+    }
+}
+
+/// What a Concat joins, followed back to a lookup if there is one.
+struct Found {
+    /// What is joined if it is no lookup.
+    value: ValueId,
+    /// The table, and the ids or the matrix that has them as a column.
+    lookup: Option<(ValueId, ValueId)>,
+    at: Option<i64>,
+    unsqueezed: bool,
+    /// Nodes that nobody else needs.
+    nodes: Vec<NodeId>,
+    /// The node that takes the column.
+    column: Option<NodeId>,
+}
+
+impl Found {
+    fn behind(graph: &Graph, concat: NodeId, v: ValueId, plain: &impl Fn(NodeId, &str) -> bool) -> Self {
+        let mut found = Self { value: v, lookup: None, at: None, unsqueezed: false, nodes: Vec::new(), column: None };
+        let mut reader = concat;
+        let node = graph.node(v.node);
+        if plain(v.node, "Unsqueeze") && only_reader(graph, v) == Some(concat) && axes(graph, v.node) == Some(vec![1]) {
+            let Some(Some(from)) = node.inputs().first() else { return found };
+            (found.value, found.unsqueezed) = (*from, true);
+            found.nodes.push(v.node);
+            reader = v.node;
+        }
+        let gather = graph.node(found.value.node);
+        let along = gather.attrs.int_or("axis", 0);
+        if !plain(found.value.node, "Gather") || along != Ok(0) || only_reader(graph, found.value) != Some(reader) {
+            return found;
+        }
+        let [Some(table), Some(mut ids)] = *gather.inputs() else { return found };
+        if graph.constant(table).is_none_or(|c| c.tensor.rank() != 2 || c.tensor.dtype() != DType::F32) {
+            return found;
+        }
+        found.nodes.push(found.value.node);
+        let column = graph.node(ids.node);
+        if let (true, Ok(Some(1)), [Some(from), Some(at)]) = (plain(ids.node, "Gather"), column.attrs.int("axis"), column.inputs())
+            && let Some(at) = tensor(graph, *at).filter(|t| t.rank() == 0).and_then(|t| t.to_i64s().ok()?.first().copied())
+        {
+            (found.at, found.column) = (Some(at), Some(ids.node));
+            ids = *from;
+        }
+        found.lookup = Some((table, ids));
+        found
+    }
+}
+
+/// The axes of an Unsqueeze of any version, if they are constant.
+fn axes(graph: &Graph, id: NodeId) -> Option<Vec<i64>> {
+    let node = graph.node(id);
+    match node.inputs() {
+        [_, Some(axes)] => tensor(graph, *axes)?.to_i64s().ok(),
+        _ => node.attrs.ints("axes").ok()?.map(<[i64]>::to_vec),
     }
 }
 

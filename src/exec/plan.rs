@@ -2,9 +2,10 @@
 //! come first, what depends on them last, so that they overlap the rest.
 
 use super::ExecError;
-use super::fuse::{Fusion, Fusions};
+use super::fuse::{Fusion, Fusions, Group};
 use super::host::{self, HostStep};
 use crate::ir::{self, Attr, Attrs, Function, Graph, Kind, Model, NodeId, OpName, OpsetImport, Type, ValueId, opset_version};
+use crate::ops::fused::{Node, Operand, Sequence};
 use crate::ops::{self, Args, Kernel, OpCtx, OpDef, Run};
 use crate::tensor::{Tensor, Value};
 use std::collections::HashMap;
@@ -90,6 +91,8 @@ pub(super) struct Compiler<'m> {
     defined: HashMap<OpName, &'m Function>,
     /// Nodes compiled in functions so far.
     compiled: usize,
+    /// Whether each node becomes a step of its own.
+    unfused: bool,
 }
 
 fn node_error(graph: &Graph, id: NodeId, detail: impl ToString) -> ExecError {
@@ -98,9 +101,9 @@ fn node_error(graph: &Graph, id: NodeId, detail: impl ToString) -> ExecError {
 }
 
 impl<'m> Compiler<'m> {
-    pub(super) fn new(model: &'m Model) -> Self {
+    pub(super) fn new(model: &'m Model, unfused: bool) -> Self {
         let defined = model.functions.iter().rev().map(|f| (f.op(), f)).collect();
-        Self { model, stack: Vec::new(), functions: HashMap::new(), defined, compiled: 0 }
+        Self { model, stack: Vec::new(), functions: HashMap::new(), defined, compiled: 0, unfused }
     }
 
     pub(super) fn main(&mut self) -> Result<Plan, ExecError> {
@@ -139,7 +142,7 @@ impl<'m> Compiler<'m> {
             plan.constants.push(Value::Tensor(aligned));
         }
         let is_plain = |op: &OpName| !self.defined.contains_key(op);
-        let mut fusions = Fusions::find(graph, &order, opset_version(opsets, ""), is_plain);
+        let mut fusions = if self.unfused { Fusions::default() } else { Fusions::find(graph, &order, opset_version(opsets, ""), is_plain) };
         for id in order.into_iter().filter(|id| !fusions.absorbed.contains(id)) {
             match fusions.at.remove(&id) {
                 Some(fusion) => self.fused(graph, id, fusion, opsets, &mut plan, &mut sources)?,
@@ -236,6 +239,20 @@ impl<'m> Compiler<'m> {
             let cx = OpCtx { op, attrs: &found.attrs, version, inputs: inputs.len(), outputs: &[true], constants: &constants };
             build(&cx).map_err(|e| node_error(graph, node, e))
         };
+        let sequence = |group: &Group, plan: &Plan| -> Result<(Sequence, Vec<Option<Source>>), ExecError> {
+            let inputs: Vec<Option<Source>> = group.inputs.iter().map(|v| Some(sources[v])).collect();
+            let mut nodes = Vec::with_capacity(group.nodes.len());
+            for (&node, operands) in group.nodes.iter().zip(&group.operands) {
+                let own: Vec<Option<Source>> = operands.iter().map(|o| if let Operand::Input(i) = o { inputs[*i] } else { None }).collect();
+                let op = graph.node(node).op().map(OpName::to_string).unwrap_or_default();
+                let Some(Run::Kernel(build)) = graph.node(node).op().and_then(ops::find).map(|d| d.run) else {
+                    return Err(node_error(graph, node, "this build has no kernel for the op"));
+                };
+                let label = format!("node \"{}\" ({op})", graph.node(node).label());
+                nodes.push(Node { kernel: kernel_of(node, &own, plan, &build)?, operands: operands.clone(), label });
+            }
+            Ok((Sequence(nodes), inputs))
+        };
         let (kernel, inputs, output) = match fusion {
             Fusion::Product { inputs, around, output } => {
                 let inputs: Vec<Option<Source>> = inputs.iter().map(|v| Some(sources[v])).collect();
@@ -247,21 +264,13 @@ impl<'m> Compiler<'m> {
                 let inputs: Vec<Option<Source>> = graph.node(id).inputs().iter().map(|v| v.map(|v| sources[&v])).collect();
                 (kernel_of(id, &inputs, plan, &ops::fused::build_gemm_relu)?, inputs, output)
             }
-            Fusion::Pointwise { nodes, inputs, program } => {
-                let build = |node: &NodeId| {
-                    let def = graph.node(*node).op().and_then(ops::find).map(|d| d.run);
-                    let own = vec![None; graph.node(*node).inputs().len()];
-                    match def {
-                        Some(Run::Kernel(build)) => kernel_of(*node, &own, plan, &build),
-                        _ => Err(node_error(graph, *node, "this build has no kernel for the op")),
-                    }
-                };
-                let kernels = nodes.iter().map(build).collect::<Result<Vec<_>, _>>()?;
-                let label = |n: &NodeId| {
-                    format!("node \"{}\" ({})", graph.node(*n).label(), graph.node(*n).op().map(OpName::to_string).unwrap_or_default())
-                };
-                let labels = nodes.iter().map(label).collect();
-                (program.kernel(kernels, labels), inputs.iter().map(|v| Some(sources[v])).collect(), id.value(0))
+            Fusion::Pointwise { group, program } => {
+                let (nodes, inputs) = sequence(&group, plan)?;
+                (program.kernel(nodes), inputs, id.value(0))
+            }
+            Fusion::LookupConcat { group, parts } => {
+                let (nodes, inputs) = sequence(&group, plan)?;
+                (ops::fused::build_lookup_concat(parts, nodes), inputs, id.value(0))
             }
         };
         sources.insert(output, Source::Slot(plan.slots));

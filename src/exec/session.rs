@@ -28,6 +28,8 @@ pub struct Options {
     pub runtime: Option<tokio::runtime::Handle>,
     /// Whether to collect time per op.
     pub profile: bool,
+    /// Whether each node is a step of its own, which takes longer and gives the same bits.
+    pub unfused: bool,
 }
 
 /// A compiled model.
@@ -51,7 +53,7 @@ impl Session {
     /// An op that this build cannot run or that is wrong, named with its node; a remote table that the store does not
     /// serve as the model has it.
     pub fn new(model: &Model, options: Options) -> Result<Self, ExecError> {
-        let plan = Compiler::new(model).main()?;
+        let plan = Compiler::new(model, options.unfused).main()?;
         let host = Host::new(options.store, options.comm, options.runtime);
         check_tables(&plan, &host)?;
         let pool =

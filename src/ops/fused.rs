@@ -1,15 +1,58 @@
 //! What the executor computes in one step: a product with what stands around it, and walks over elements. These are no ops
 //! of a model; they give the bits of the nodes that they stand for.
 
-pub(crate) use super::pointwise::{Op, Operand, Program};
+pub(crate) use super::lookup_concat::{Part, Source, kernel as build_lookup_concat};
+pub(crate) use super::pointwise::{Op, Program};
 
 use super::gemm::{Activation, Bias, Dims, Epilogue, Matrix, product};
 use super::matmul::{self, PREPARED, Prepared};
 use super::movement::{signed_strides, strided};
 use super::transpose::permutation;
-use super::{Kernel, OpCtx, OpError, one, util};
-use crate::tensor::{DType, Number, Shape, Tensor, cast};
+use super::{Args, Kernel, OpCtx, OpError, Outputs, one, util};
+use crate::tensor::{DType, Number, Shape, Tensor, Value, cast};
 use crate::{dispatch_wide, invalid};
+
+/// Where a node of a step finds an operand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operand {
+    /// The first result of an earlier node of the step.
+    Step(usize),
+    /// An input of the step.
+    Input(usize),
+    /// Nowhere: it is left out.
+    None,
+}
+
+/// A node of a step, with its own kernel.
+pub(crate) struct Node {
+    pub(crate) kernel: Kernel,
+    pub(crate) operands: Vec<Operand>,
+    /// Its name and op, for errors.
+    pub(crate) label: String,
+}
+
+/// The nodes of a step as they are, for operands that the step itself is not made for; the last one gives the result.
+pub(crate) struct Sequence(pub(crate) Vec<Node>);
+
+impl Sequence {
+    /// Runs one node after the other.
+    ///
+    /// # Errors
+    /// What a node says, with its label.
+    pub(crate) fn run(&self, args: &Args) -> Result<Outputs, OpError> {
+        let mut values: Vec<Value> = Vec::with_capacity(self.0.len());
+        for node in &self.0 {
+            let inputs = node.operands.iter().map(|o| match *o {
+                Operand::Step(s) => values.get(s).cloned(),
+                Operand::Input(i) => args.value(i).cloned(),
+                Operand::None => None,
+            });
+            let made = (node.kernel)(Args::new(inputs)).map_err(|e| OpError::Invalid(format!("in {}: {e}", node.label)))?;
+            values.extend(made.into_iter().take(1));
+        }
+        Ok(values.pop().into_iter().collect())
+    }
+}
 
 /// What stands around a MatMul.
 #[derive(Debug, Default)]

@@ -8,6 +8,7 @@ mod gemm;
 mod infer;
 #[cfg(test)]
 mod laws;
+mod lookup_concat;
 pub mod math;
 mod mersenne;
 mod movement;

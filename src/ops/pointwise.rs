@@ -1,9 +1,10 @@
 //! Several arithmetic ops in one walk over the elements: what is between them never leaves the cache. Each element goes
 //! through the same operations as it would node by node, so the bits are the same.
 
+use super::fused::{Operand, Sequence};
 use super::math::Math;
 use super::util::{self, GRAIN};
-use super::{Args, Kernel, OpError, Outputs, one, rows};
+use super::{Args, Kernel, OpError, one, rows};
 use crate::ir::OpName;
 use crate::tensor::{DType, Number, Shape, Tensor, Value};
 
@@ -51,15 +52,6 @@ impl Op {
     }
 }
 
-/// Where an operation finds an operand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Operand {
-    /// The result of an earlier operation.
-    Step(usize),
-    /// An input of the whole.
-    Input(usize),
-}
-
 /// Operations in their order; the last gives the result.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Program {
@@ -85,26 +77,13 @@ enum Read<'a> {
 }
 
 impl Program {
-    /// The kernel of the program. Where operands are no `f32`s, or broadcast otherwise than along the last axes, the nodes'
-    /// own `kernels` run one after the other; `labels` name them in errors.
-    pub(crate) fn kernel(self, kernels: Vec<Kernel>, labels: Vec<String>) -> Kernel {
+    /// The kernel of the program. Where operands are no `f32`s, or broadcast otherwise than along the last axes, `nodes` run
+    /// one after the other.
+    pub(crate) fn kernel(self, nodes: Sequence) -> Kernel {
         Box::new(move |mut args| match self.fast(&mut args)? {
             Some(y) => one(y),
-            None => self.slow(&args, &kernels, &labels),
+            None => nodes.run(&args),
         })
-    }
-
-    fn slow(&self, args: &Args, kernels: &[Kernel], labels: &[String]) -> Result<Outputs, OpError> {
-        let mut values: Vec<Value> = Vec::with_capacity(kernels.len());
-        for ((kernel, (_, operands)), label) in kernels.iter().zip(&self.steps).zip(labels) {
-            let inputs = operands.iter().map(|o| match *o {
-                Operand::Step(s) => values.get(s).cloned(),
-                Operand::Input(i) => args.value(i).cloned(),
-            });
-            let made = kernel(Args::new(inputs)).map_err(|e| OpError::Invalid(format!("in {label}: {e}")))?;
-            values.extend(made.into_iter().take(1));
-        }
-        Ok(values.pop().into_iter().collect())
     }
 
     fn fast(&self, args: &mut Args) -> Result<Option<Tensor>, OpError> {
@@ -181,6 +160,7 @@ impl Program {
             let (before, own) = results.split_at_mut(s * BLOCK);
             let operand = |o: Operand| match o {
                 Operand::Step(i) => Block::Each(&before[i * BLOCK..i * BLOCK + n]),
+                Operand::None => Block::All(0.0),
                 Operand::Input(i) => match reads[i] {
                     Read::Each(data) => Block::Each(&data[at..at + n]),
                     Read::All(x) => Block::All(x),
