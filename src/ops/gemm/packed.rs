@@ -223,7 +223,10 @@ impl Cut<'_> {
         let rows = self.rows(threads);
         let row = |r: usize, line: &mut [f32]| {
             let from = self.at + r * self.a.row;
-            kernel::dots(if k == 0 { &[] } else { &self.a.data[from..from + k] }, data, line);
+            match k {
+                0 => line.fill(0.0),
+                _ => kernel::dots(&self.a.data[from..from + k], data, line),
+            }
             line.iter_mut().filter(|_| self.alpha != 1.0).for_each(|x| *x *= self.alpha);
             self.epilogue.apply(n, r, 0, line);
         };
@@ -266,10 +269,10 @@ mod tests {
             println!("skipped: this machine has no AVX2");
             return;
         }
-        let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        for n in [1, 2, 3, 4, 7, 8, 15, 16, 17, 24, 33, 64, 100, 131] {
-            for k in [0, 1, 5, 31, 32, 33, 100, 700] {
-                for m in [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 50, 200] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for n in [1, 3, 4, 8, 15, 16, 17, 33, 100] {
+            for k in [0, 1, 31, 32, 33, 90] {
+                for m in [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 100] {
                     let (a, b) = (numbers(m * k, 1), numbers(k * n, 2));
                     let rows = Matrix::new(&b, n, false);
                     let mut turned = vec![0.0; k * n];
@@ -279,7 +282,7 @@ mod tests {
                     let bias = numbers(n, 3);
                     let epilogue = Epilogue { bias: Bias::Row(&bias), activation: Activation::Relu };
                     let mut whole = vec![f32::NAN; m * n];
-                    pool(3).install(|| product_packed(m, 1.0, Matrix::new(&a, k, false), &packed, &mut whole, &epilogue)).unwrap();
+                    pool.install(|| product_packed(m, 1.0, Matrix::new(&a, k, false), &packed, &mut whole, &epilogue)).unwrap();
                     assert_eq!(whole, plain(dims, &a, rows, &epilogue), "as it lies: {m} {n} {k}");
                     assert_eq!(whole, plain(dims, &a, Matrix::new(&turned, k, true), &epilogue), "turned: {m} {n} {k}");
                     for r in [0, m - 1] {
