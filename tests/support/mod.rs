@@ -97,6 +97,8 @@ pub fn deploy(dir: &Path, tables: &[Source], shards: u32) -> Manifest {
             keyed: s.keys.is_some(),
             absent: s.absent,
             default_row: s.default_row.clone(),
+            stored: None,
+            content: String::new(),
             pieces,
         }
     };
@@ -105,6 +107,7 @@ pub fn deploy(dir: &Path, tables: &[Source], shards: u32) -> Manifest {
         plan_id: "plan-a".into(),
         fingerprint: "graph-a".into(),
         shards,
+        replicas: 1,
         files: Default::default(),
         tables: tables.iter().map(&mut entry).collect(),
     };
