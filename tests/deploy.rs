@@ -305,7 +305,8 @@ fn servers_give_narrow_rows_as_one_machine_does() {
         let expected = rows(&dir, "t");
         for servers in [1, 2] {
             let running = Server::start_all(&dir, servers, ServeOptions::default());
-            let connect = store::connect(manifest.clone(), &endpoints(&running), ConnectOptions::default());
+            let endpoints = endpoints(&running);
+            let connect = store::connect(manifest.clone(), &endpoints, ConnectOptions::default());
             let store = runtime.block_on(connect).expect("a store");
             let rows = runtime.block_on(store.lookup(vec![Query { table: 0, ids: (0..23).collect() }])).expect("rows").remove(0);
             assert_eq!(rows, expected, "{how:?} over {servers}");
@@ -329,7 +330,7 @@ fn zeros_take_no_room_on_disk() {
     use std::os::unix::fs::MetadataExt;
     let tmp = tempfile::tempdir().expect("a directory");
     // 64 MiB of zeros but for one element.
-    let path = tmp.path().join("table");
+    let path = tmp.path().join("rows.bin");
     let file = std::fs::File::create(&path).expect("a file");
     file.set_len(64 << 20).expect("sparse");
     std::os::unix::fs::FileExt::write_all_at(&file, &7f32.to_le_bytes(), 4096 * 1000).expect("written");
