@@ -255,9 +255,9 @@ fn narrower_storage_gives_rows_of_the_tables_dtype_and_tells_its_error() {
     let tenth = 12.7f32 / 127.0;
     let int8 = [127.0, 63.0, -2.0, 0.0, 127.0 * tenth, -127.0 * tenth, tenth, 0.0];
     // 63.25 has 8 bits, 127 has 7; 12.7 is 1.5875 * 8 and lies between 12.6875 and 12.75 in bfloat16.
-    let bf16 = [127.0, 63.25, -2.0, 0.0, 12.6875, -12.6875, 0.10009765625, 0.0];
+    let bf16 = [127.0, 63.25, -2.0, 0.0, 12.6875, -12.6875, 205.0 / 2048.0, 0.0];
     // In float16, steps of 2^-7 at 12.7 and of 2^-14 at 0.1.
-    let f16 = [127.0, 63.25, -2.0, 0.0, 12.703125, -12.703125, 0.0999755859375, 0.0];
+    let f16 = [127.0, 63.25, -2.0, 0.0, 12.703125, -12.703125, 819.0 / 8192.0, 0.0];
     for (store, expected) in [(StoreDtype::Int8, int8), (StoreDtype::BF16, bf16), (StoreDtype::F16, f16)] {
         let mut content = None;
         for how in SHARDINGS {
@@ -352,6 +352,6 @@ fn zeros_take_no_room_on_disk() {
             assert_eq!(store::checksum(&dir.join(&p.file)).expect("a sum"), p.checksum);
             (len, used) = (len + m.len(), used + m.blocks() * 512);
         }
-        assert!(len > 64 << 20 && used < 1 << 20, "{how:?}: {used} of {len} bytes");
+        assert!(len > 64 << 20 && used < 100 << 10, "{how:?}: {used} of {len} bytes");
     }
 }

@@ -35,6 +35,7 @@ pub fn piece_file(table: &str, index: usize, pieces: usize) -> String {
 struct Out {
     file: File,
     buffer: Vec<u8>,
+    /// A multiple of [`HOLE`], so that zeros are not cut up.
     capacity: usize,
     at: u64,
     hash: XxHash3_128,
@@ -45,12 +46,12 @@ impl Out {
         Ok(Self { file: File::create(path)?, buffer: Vec::with_capacity(capacity), capacity, at: 0, hash: XxHash3_128::new() })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.buffer.len() + bytes.len() > self.capacity {
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while self.buffer.len() + bytes.len() >= self.capacity {
+            let (now, rest) = bytes.split_at(self.capacity - self.buffer.len());
+            self.buffer.extend_from_slice(now);
             self.flush()?;
-        }
-        if bytes.len() > self.capacity {
-            return self.put(bytes);
+            bytes = rest;
         }
         self.buffer.extend_from_slice(bytes);
         Ok(())
@@ -206,7 +207,7 @@ impl Spec<'_> {
         fs::create_dir_all(dir.join("shards"))?;
         for first in (0..n).step_by(OPEN) {
             let mine = &mut pieces[first..(first + OPEN).min(n)];
-            let capacity = (CHUNK / mine.len()).clamp(16 << 10, 1 << 20);
+            let capacity = (CHUNK / mine.len()).clamp(16 << 10, 1 << 20) / HOLE * HOLE;
             let create = |piece: &Piece| {
                 let mut out = Out::create(&dir.join(&piece.file), capacity)?;
                 out.write(&self.header(piece)).map(|()| out)
