@@ -124,9 +124,13 @@ fn show(args: &Args, tables: &[TableSize], layout: &Layout, stats: Option<&IdSta
     let mut shards = figures(tables, layout, stats);
     if let Some(manifest) = is {
         // Keys are spread as they are, not evenly.
-        shards.iter_mut().for_each(|s| s.rows = 0);
-        for piece in manifest.tables.iter().flat_map(|t| &t.pieces) {
-            shards[piece.shard as usize].rows += piece.rows;
+        shards.iter_mut().for_each(|s| (s.rows, s.bytes) = (0, 0));
+        for (t, size) in manifest.tables.iter().zip(tables) {
+            for piece in &t.pieces {
+                let shard = &mut shards[piece.shard as usize];
+                shard.rows += piece.rows;
+                shard.bytes += size.bytes_of(piece.rows, piece.columns, size.stored);
+            }
         }
     }
     let uneven = |of: fn(&ShardFigures) -> f64| imbalance(shards.iter().map(of));

@@ -63,6 +63,9 @@ pub async fn connect(manifest: Arc<Manifest>, endpoints: &[String], options: Con
     };
     let clients: Vec<Arc<Client>> = endpoints.iter().enumerate().map(client).collect();
     let placement: Placement = manifest.placement(endpoints.len());
+    if manifest.replicas as usize > endpoints.len() {
+        tracing::warn!("each shard is to be on {} servers, there are {}", manifest.replicas, endpoints.len());
+    }
     reach(&clients, &placement, Instant::now() + options.connect_timeout).await?;
     let peer = |group: usize| -> Arc<dyn Peer> {
         let holders: Vec<Arc<Client>> = placement.holders(group).map(|s| clients[s].clone()).collect();
