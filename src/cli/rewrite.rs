@@ -39,7 +39,8 @@ pub(super) struct Cut {
     /// there are never looked up. Tables and ranges are then balanced by lookups as well as by bytes
     #[arg(long, value_name = "FILE")]
     pub(super) id_stats: Option<PathBuf>,
-    /// Number of servers that hold each shard; a lookup goes to another one when a server is lost [default: 1]
+    /// Number of servers that hold each shard; a lookup goes to another one when a server is lost [default: 1,
+    /// of a deployment its own]
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) replicas: Option<u32>,
 }

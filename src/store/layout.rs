@@ -46,7 +46,11 @@ pub(super) fn piece_widths(t: &TableEntry) -> Result<Vec<usize>, StoreError> {
         whole_bytes(Some(t.stored_bits(columns)))
             .ok_or_else(|| StoreError::Corrupt(format!("table \"{}\": {columns} elements have no width", t.name)))
     };
-    t.pieces.iter().map(|p| stored(p.columns)).collect()
+    let widths: Vec<usize> = t.pieces.iter().map(|p| stored(p.columns)).collect::<Result<_, _>>()?;
+    match row_width(t, &widths) {
+        w if w > u32::MAX as usize => Err(StoreError::Corrupt(format!("table \"{}\": a row of {w} bytes is over 4 GiB", t.name))),
+        _ => Ok(widths),
+    }
 }
 
 /// Bytes of a row as stores put it together from pieces of these widths.

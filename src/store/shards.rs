@@ -2,7 +2,7 @@
 
 use super::counters::Counters;
 use super::gather::{advise_random, gather};
-use super::keys::{ABSENT, Divisor, find, range_of};
+use super::keys::{ABSENT, Divisor, Id, cast_ids, find, range_of};
 use super::layout::{self, Decode, Filling};
 use super::piece::{Mapped, checksum, open_piece};
 use super::request::{Blocks, Part, Peer, Reply, ReplyFuture, Request, id_blocks, row_blocks};
@@ -361,33 +361,6 @@ impl Shards {
         stats.absent += absent.len() as u64;
         stats.bytes += out.len() as u64;
         held.decode.tensor(t, query.ids.len(), out.freeze())
-    }
-}
-
-/// An id, as it is in a query or on the wire.
-trait Id: bytemuck::AnyBitPattern {
-    fn wide(&self) -> u64;
-}
-
-impl Id for u32 {
-    #[inline(always)]
-    fn wide(&self) -> u64 {
-        u64::from(*self)
-    }
-}
-
-impl Id for u64 {
-    #[inline(always)]
-    fn wide(&self) -> u64 {
-        *self
-    }
-}
-
-/// The ids of a block; copied only if it is not aligned, which buffers from the pool always are.
-fn cast_ids<I: Id>(bytes: &[u8]) -> std::borrow::Cow<'_, [I]> {
-    match bytemuck::try_cast_slice(bytes) {
-        Ok(ids) => ids.into(),
-        Err(_) => bytes.chunks_exact(size_of::<I>()).map(bytemuck::pod_read_unaligned).collect::<Vec<I>>().into(),
     }
 }
 

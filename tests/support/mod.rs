@@ -1,6 +1,8 @@
 //! Deployments and servers for tests: small tables with known content, cut in any way, served on ports of the system's choice.
 #![allow(dead_code)]
 
+pub mod contract;
+
 use graphtool::plan::{Absent, Manifest, Piece, Sharding, TableEntry};
 use graphtool::store::{self, ServeOptions, Stats, StoreError};
 use graphtool::tensor::{DType, Tensor, cast};

@@ -137,6 +137,21 @@ impl Peer for Replicas {
     }
 }
 
+/// That a group of shards is nowhere, `last` being what the last of its servers said.
+fn nowhere(clients: &[Arc<Client>], placement: &Placement, group: usize, last: StoreError) -> StoreError {
+    let holders: Vec<&str> = placement.holders(group).map(|s| clients[s].endpoint.as_str()).collect();
+    match last {
+        StoreError::Unavailable { endpoint, detail } if holders.len() > 1 => {
+            let shards = placement.shards(group).map(|s| s.to_string()).collect::<Vec<_>>().join(", ");
+            StoreError::Unavailable {
+                endpoint: holders.join(", "),
+                detail: format!("no replica of shards {shards} is there: {endpoint}: {detail}"),
+            }
+        }
+        other => other,
+    }
+}
+
 /// Waits for servers until each group of shards has one, and a little longer for the others.
 ///
 /// # Errors
@@ -156,8 +171,8 @@ pub(super) async fn reach(clients: &[Arc<Client>], placement: &Placement, deadli
             Ok(_) => up[i] = true,
             Err(e @ StoreError::Unavailable { .. }) => {
                 down[i] = true;
-                if (0..placement.servers()).any(|g| placement.holders(g).all(|s| down[s])) {
-                    return Err(e);
+                if let Some(group) = (0..placement.servers()).find(|&g| placement.holders(g).all(|s| down[s])) {
+                    return Err(nowhere(clients, placement, group, e));
                 }
             }
             Err(e) => return Err(e),
