@@ -355,3 +355,23 @@ fn zeros_take_no_room_on_disk() {
         assert!(len > 64 << 20 && used < 100 << 10, "{how:?}: {used} of {len} bytes");
     }
 }
+
+#[test]
+fn a_table_of_more_pieces_than_are_open_at_once_is_whole() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let n = 700;
+    let table = Tensor::new([n, 3], elements(n * 3, 0)).expect("a tensor");
+    for how in [Sharding::Row, Sharding::Range] {
+        let layout = graphtool::plan::TableLayout { name: "t".into(), sharding: how, shards: vec![0; 600], starts: None, store: None };
+        let entry = store::write_table(tmp.path(), "t", &table, &layout).expect("written");
+        let mut all = Vec::new();
+        let rows = store::TableRows::open(tmp.path(), &entry).expect("pieces");
+        store::RowSource::visit(&rows, &mut |_, row| {
+            all.extend_from_slice(row);
+            Ok(())
+        })
+        .expect("rows");
+        assert!(all == table.bytes().expect("bytes"), "{how:?}");
+        assert_eq!(rows.content().expect("a hash"), entry.content);
+    }
+}

@@ -147,7 +147,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let model = crate::formats::load(&args.model)?;
     let dir = args.output.unwrap_or_else(|| default_dir(&args.model));
     let outcome = rewrite(model, &dir, args.options.build(1)?).map_err(|e| args.options.cut.error(e))?;
-    report(&outcome)?;
+    report(&outcome, args.options.store_dtype.as_deref())?;
     let (remote, all) = counts(&outcome);
     output::line(format!(
         "{remote} of {all} lookups are remote; {} tables in {} shards: {}",
@@ -179,7 +179,7 @@ pub(super) fn cut(t: &TableEntry) -> String {
     }
 }
 
-fn report(outcome: &Outcome) -> anyhow::Result<()> {
+fn report(outcome: &Outcome, store: Option<&str>) -> anyhow::Result<()> {
     let rows: Vec<Vec<String>> = outcome
         .manifest
         .tables
@@ -200,9 +200,15 @@ fn report(outcome: &Outcome) -> anyhow::Result<()> {
     if !rows.is_empty() {
         output::table(&["table", "rows", "row", "size", "lookups", "sharding"], &[1, 3, 4], &rows)?;
     }
-    for (t, s) in outcome.manifest.tables.iter().filter_map(|t| Some(t).zip(t.stored)) {
-        let (name, dtype, form, error) = (&t.name, t.dtype, s.dtype.name(), s.max_error);
-        output::line(format!("stored: \"{name}\" ({dtype}) as {form}, largest absolute error {error:e}"))?;
+    for t in &outcome.manifest.tables {
+        let (name, dtype) = (&t.name, t.dtype);
+        match (t.stored.map(|s| (s.dtype.name(), s.max_error)), store) {
+            (Some((form, error)), _) => {
+                output::line(format!("stored: \"{name}\" ({dtype}) as {form}, largest absolute error {error:e}"))?;
+            }
+            (None, Some(form)) => output::line(format!("stored: \"{name}\" ({dtype}) as it is, {form} would not be narrower"))?,
+            (None, None) => {}
+        }
     }
     for l in outcome.report.lookups.iter().filter(|l| l.reason.is_some()) {
         output::line(format!("remark: {}", reason(l)))?;

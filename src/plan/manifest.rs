@@ -303,4 +303,25 @@ mod tests {
             .is_ok()
         );
     }
+
+    #[test]
+    fn what_tables_cannot_be_is_refused() {
+        let entry = |dtype: &str, more: &str| {
+            let text = format!(
+                r#"{{"format_version":1,"plan_id":"p","fingerprint":"f","shards":1,"tables":[
+                {{"name":"t","rows":5,"row_shape":[2],"dtype":"{dtype}","sharding":"row",{more}"pieces":[
+                  {{"file":"shards/a","shard":0,"rows":5,"columns":2,"bytes":1,"checksum":""}}]}}]}}"#
+            );
+            Manifest::parse(&text).map_err(|e| e.to_string())
+        };
+        let stored = r#""stored":{"dtype":"int8","max_error":0.5},"#;
+        let table = entry("float32", stored).unwrap().tables.remove(0);
+        assert_eq!((table.stored_bits(2), table.row_bytes()), (2 * 8 + 32, Some(8)));
+        assert_eq!(entry("int64", stored).unwrap_err(), "table \"t\": int64 is not stored as int8");
+        let keyed = entry("float32", "\"keyed\":true,").unwrap().print();
+        let error = Manifest::parse(&keyed.replacen("\"rows\": 5", "\"rows\": 6", 1)).unwrap_err().to_string();
+        assert_eq!(error, "table \"t\": its pieces do not make up [6,2]");
+        let error = Manifest::parse(&keyed.replacen("\"shards\": 1", "\"shards\": 1, \"replicas\": 0", 1)).unwrap_err().to_string();
+        assert_eq!(error, "each shard is on 0 servers, expected at least 1");
+    }
 }
