@@ -375,3 +375,24 @@ fn a_table_of_more_pieces_than_are_open_at_once_is_whole() {
         assert_eq!(rows.content().expect("a hash"), entry.content);
     }
 }
+
+#[test]
+fn elements_that_share_a_byte_are_cut_between_bytes() {
+    let numbers: Vec<u8> = (0..5 * 6).map(|i| (i * 7 % 16) as u8).collect();
+    let text = numbers.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
+    let text = format!("graph g(ids: int64[b]) -> (p: uint4[b,6]) {{\n  param t: uint4[5,6] = [{text}]\n  p = Gather(t, ids)\n}}");
+    for how in SHARDINGS {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let dir = tmp.path().join("m.dist");
+        let model = parse_model(&text).expect("a model");
+        let manifest = rewrite(model, &dir, options(4, how)).expect("a rewrite").manifest;
+        let columns: Vec<u64> = manifest.tables[0].pieces.iter().map(|p| p.columns).collect();
+        if how == Sharding::Column {
+            assert_eq!(columns, [2, 2, 2]);
+        }
+        let bytes: Vec<u8> = numbers.chunks(2).map(|c| c[0] | c[1] << 4).collect();
+        assert_eq!(rows(&dir, "t").bytes(), Some(&bytes[..]), "{how:?}");
+        reshard(&dir, &dir, &to(2, Mode::All(Sharding::Column))).expect("a reshard");
+        assert_eq!(rows(&dir, "t").bytes(), Some(&bytes[..]), "{how:?} by column");
+    }
+}

@@ -22,7 +22,7 @@ use tokio::time::timeout_at;
 pub struct ConnectOptions {
     /// How long [`connect`] waits for servers that are not there yet.
     pub connect_timeout: Duration,
-    /// The deadline of a lookup, reconnects included.
+    /// The deadline of a lookup, reconnects included. Replicas share the time: of two, the first has half of it to answer.
     pub rpc_timeout: Duration,
     /// The largest frame to send or to read, in bytes; larger requests are split.
     pub max_frame: usize,
