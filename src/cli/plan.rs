@@ -150,7 +150,7 @@ fn show(args: &Args, tables: &[TableSize], layout: &Layout, stats: Option<&IdSta
         return Ok(output::line(serde_json::to_string_pretty(&json)?)?);
     }
     if tables.is_empty() {
-        output::line("no table moves")?;
+        return Ok(output::line("no table moves")?);
     }
     print(tables, layout, stats, &shards)?;
     let replicas = layout.replicas.filter(|r| *r > 1).map_or(String::new(), |r| format!("; each shard on {r} servers"));
