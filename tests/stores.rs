@@ -3,84 +3,14 @@
 mod support;
 
 use graphtool::plan::{Absent, Manifest, Sharding};
-use graphtool::store::{self, ConnectOptions, Dedup, Memory, Query, ServeOptions, Shards, Store, StoreError, Verify};
+use graphtool::store::{self, ConnectOptions, Dedup, Memory, ServeOptions, Shards, Store, StoreError, Verify};
 use graphtool::tensor::{DType, Tensor};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use support::contract::{contract, expected, options, proxy, query, sources};
 use support::{Server, Source, deploy, endpoints, source};
-
-fn options() -> ConnectOptions {
-    ConnectOptions { connect_timeout: Duration::from_secs(20), rpc_timeout: Duration::from_secs(20), ..ConnectOptions::default() }
-}
-
-/// The rows of `ids`, taken one by one.
-fn expected(table: &Tensor, ids: &[u64]) -> Tensor {
-    let shape = [&[ids.len()], &table.shape()[1..]].concat();
-    let width = table.bytes().unwrap().len() / table.shape()[0].max(1);
-    let rows: Vec<u8> = ids.iter().flat_map(|&i| table.bytes().unwrap()[i as usize * width..][..width].to_vec()).collect();
-    Tensor::from_bytes(table.dtype(), shape, rows).unwrap()
-}
-
-fn query(table: usize, ids: &[u64]) -> Query {
-    Query { table, ids: ids.to_vec() }
-}
-
-/// Tables of all dtypes, ranks and shardings.
-fn sources() -> Vec<Source> {
-    let dtypes = DType::all().filter(|&d| d != DType::String);
-    let names =
-        ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t", "u", "v", "w", "x", "y"];
-    let ways =
-        [(Sharding::Row, 3), (Sharding::Table, 1), (Sharding::Range, 4), (Sharding::Column, 2), (Sharding::Row, 4), (Sharding::Column, 3)];
-    let mut tables: Vec<Source> =
-        dtypes.zip(names).zip(ways.iter().cycle()).map(|((d, n), &(how, pieces))| source(n, d, &[11, 24], how, pieces)).collect();
-    tables.push(source("rank one", DType::F32, &[10], Sharding::Row, 3));
-    tables.push(source("rank four", DType::F16, &[9, 2, 3, 4], Sharding::Column, 2));
-    tables.push(source("rank three", DType::F64, &[9, 2, 3], Sharding::Range, 9));
-    tables.push(source("one row", DType::I64, &[1, 5], Sharding::Row, 3));
-    tables.push(source("no columns", DType::F32, &[7, 0], Sharding::Table, 1));
-    tables.push(source("odd", DType::U8, &[300, 3], Sharding::Row, 7));
-    tables
-}
-
-async fn contract(store: &dyn Store, sources: &[Source]) {
-    let tables = store.tables().to_vec();
-    assert_eq!(tables.iter().map(|t| t.name.as_str()).collect::<Vec<_>>(), sources.iter().map(|s| s.name).collect::<Vec<_>>());
-    let ids_of = |t: usize, k: u64| -> Vec<u64> { (0..40).map(|i| (i * i * 7 + k) % tables[t].rows).collect() };
-    // Each table alone: order, duplicates, one id, none.
-    for (t, s) in sources.iter().enumerate() {
-        assert_eq!((tables[t].rows, tables[t].dtype), (s.values.shape()[0] as u64, s.values.dtype()));
-        let last = tables[t].rows - 1;
-        for ids in [ids_of(t, 3), vec![], vec![last], vec![last, 0, last, last], (0..tables[t].rows).collect()] {
-            let rows = store.lookup(vec![query(t, &ids)]).await.unwrap();
-            assert_eq!(rows, [expected(&s.values, &ids)], "table {:?} ids {ids:?}", s.name);
-            graphtool::dispatch!(rows[0].dtype(), T => if rows[0].dtype().bits() >= 8 { rows[0].as_slice::<T>().unwrap(); });
-        }
-    }
-    // All tables at once, some twice and some without ids.
-    let mut queries: Vec<Query> = (0..tables.len()).map(|t| query(t, &ids_of(t, 1))).collect();
-    queries.extend((0..tables.len()).rev().map(|t| query(t, if t % 2 == 0 { &[0, 0] } else { &[] })));
-    let rows = store.lookup(queries.clone()).await.unwrap();
-    for (q, r) in queries.iter().zip(rows) {
-        assert_eq!(r, expected(&sources[q.table].values, &q.ids), "table {:?}", sources[q.table].name);
-    }
-    assert!(store.lookup(vec![]).await.unwrap().is_empty());
-    // Lookups that overlap.
-    let many = (0..20).map(|k| store.lookup((0..tables.len()).map(|t| query(t, &ids_of(t, k))).collect()));
-    for (k, rows) in futures::future::try_join_all(many).await.unwrap().into_iter().enumerate() {
-        assert_eq!(rows[0], expected(&sources[0].values, &ids_of(0, k as u64)));
-    }
-    // A row that is not there.
-    for (t, table) in tables.iter().enumerate() {
-        let error = store.lookup(vec![query(t, &[0, table.rows, u64::MAX])]).await.unwrap_err();
-        let text = format!("table {:?}: id {} at position 1 is out of range, valid 0..{}", table.name, table.rows, table.rows);
-        assert_eq!(error.to_string(), text);
-    }
-    assert!(store.lookup(vec![query(tables.len(), &[0])]).await.is_err());
-    assert!(store.stats().lookups > 0);
-}
 
 #[tokio::test]
 async fn memory_keeps_the_contract() {
@@ -259,7 +189,7 @@ async fn a_row_wider_than_the_frame_limit_names_size_limit_and_option() {
     let running = Server::start_all(dir.path(), 1, ServeOptions { max_frame: 64 << 10, ..ServeOptions::default() });
     let store = store::connect(manifest, &endpoints(&running), options()).await.unwrap();
     let error = store.lookup(vec![query(0, &[1])]).await.unwrap_err().to_string();
-    for part in ["\"T\"", "80153 bytes", "65536 bytes", "--max-frame"] {
+    for part in ["\"T\"", "80157 bytes", "65536 bytes", "--max-frame"] {
         assert!(error.contains(part), "{error}");
     }
 }
@@ -356,36 +286,6 @@ async fn a_server_that_is_gone_is_unavailable() {
     let error = store.lookup(vec![query(0, &[2])]).await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
     assert!(error.to_string().contains(&endpoint), "{error}");
-}
-
-/// Passes bytes between a client and a server until it is told to hold them back.
-fn proxy(to: String) -> (String, Arc<std::sync::atomic::AtomicBool>) {
-    use std::sync::atomic::Ordering::SeqCst;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = listener.local_addr().unwrap().to_string();
-    let stalled = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let flag = stalled.clone();
-    std::thread::spawn(move || {
-        for client in listener.incoming() {
-            let (Ok(client), Ok(server)) = (client, TcpStream::connect(&to)) else { return };
-            for (mut from, mut to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)] {
-                let flag = flag.clone();
-                std::thread::spawn(move || {
-                    let mut buffer = [0; 4096];
-                    while let Ok(n) = from.read(&mut buffer) {
-                        if n == 0 {
-                            _ = to.shutdown(std::net::Shutdown::Write);
-                            return;
-                        }
-                        if !flag.load(SeqCst) && to.write_all(&buffer[..n]).is_err() {
-                            return;
-                        }
-                    }
-                });
-            }
-        }
-    });
-    (endpoint, stalled)
 }
 
 #[tokio::test]

@@ -26,6 +26,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         if let Some(first) = faults.first() {
             return Err(exit_with(1, format!("{}: {first}", args.model.display())));
         }
+        let narrowed = manifest.tables.iter().filter_map(|t| Some(t).zip(t.stored));
+        for (t, s) in narrowed {
+            let (name, dtype, form, error) = (&t.name, t.dtype, s.dtype.name(), s.max_error);
+            output::line(format!(
+                "table \"{name}\" ({dtype}) is stored as {form}: lookups give values at most {error:e} from the model's"
+            ))?;
+        }
         let pieces: usize = manifest.tables.iter().map(|t| t.pieces.len()).sum();
         output::line(format!("ok: {} tables, {pieces} shard files, {} shards", manifest.tables.len(), manifest.shards))?;
         return Ok(());

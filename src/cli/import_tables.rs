@@ -4,7 +4,7 @@ use super::{output, usage};
 use crate::deploy::{RewriteOptions, read_sparse, rewrite, sparse_tables};
 use crate::formats::paddle;
 use crate::passes::Selection;
-use crate::plan::Absent;
+use crate::plan::{Absent, Mode, Sharding, StoreDtype};
 use std::cell::RefCell;
 use std::path::PathBuf;
 
@@ -32,6 +32,12 @@ pub(super) struct Args {
     /// Number of shards
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     shards: u32,
+    /// Number of servers that hold each shard
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    replicas: Option<u32>,
+    /// Store rows narrower: f16, bf16, or int8 with a scale per row
+    #[arg(long, value_name = "DTYPE", value_parser = ["f16", "bf16", "int8"])]
+    store_dtype: Option<String>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
@@ -69,7 +75,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         named = missing.into_iter().zip(found.keys().copied()).collect();
     }
     let absent = if args.absent == "zero" { Absent::Zero } else { Absent::Error };
-    let mut options = RewriteOptions { shards: args.shards, ..RewriteOptions::default() };
+    let store = args.store_dtype.as_deref().and_then(StoreDtype::from_name);
+    // Keys are spread over all shards, however few rows there are.
+    let mode = Mode::All(Sharding::Row);
+    let mut options = RewriteOptions { shards: args.shards, mode, replicas: args.replicas, store, ..RewriteOptions::default() };
     for (name, number) in &named {
         let parts = found.get(number).ok_or_else(|| usage(format!("--table {name}={number}: the checkpoint has no such table")))?;
         let value = model.graph.value(name).and_then(|v| model.graph.constant(v)).map(|c| c.tensor.shape().to_vec());

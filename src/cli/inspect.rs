@@ -26,13 +26,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         let mut facts = facts;
         facts["plan_id"] = json!(manifest.plan_id);
         facts["shards"] = json!(manifest.shards);
+        facts["replicas"] = json!(manifest.replicas);
         facts["shard_bytes"] = json!(manifest.shard_bytes());
         facts["tables"] = manifest
             .tables
             .iter()
             .map(|t| {
                 json!({"name": t.name, "rows": t.rows, "row_shape": t.row_shape, "dtype": t.dtype.name(),
-                "bytes": t.rows * t.row_bytes().unwrap_or(0) as u64, "sharding": t.sharding, "pieces": t.pieces.len(), "remote": true})
+                "bytes": t.rows * t.row_bytes().unwrap_or(0) as u64, "sharding": t.sharding, "pieces": t.pieces.len(), "keyed": t.keyed, "stored": t.stored, "remote": true})
             })
             .collect();
         (model, facts)
@@ -132,7 +133,8 @@ fn print(f: &Value) -> anyhow::Result<()> {
     output::line(format!("nodes       {}: {}", f["nodes"], map(&f["ops"])))?;
     output::line(format!("parameters  {} ({})", f["parameters"], size::print(f["parameter_bytes"].as_u64().unwrap_or(0))))?;
     if let Some(id) = f.get("plan_id") {
-        output::line(format!("plan        {} in {} shards", text(id), f["shards"]))?;
+        let replicas = f["replicas"].as_u64().filter(|r| *r > 1).map_or(String::new(), |r| format!(", each on {r} servers"));
+        output::line(format!("plan        {} in {} shards{replicas}", text(id), f["shards"]))?;
     }
     let rows: Vec<Vec<String>> = f["tables"]
         .as_array()
@@ -142,7 +144,12 @@ fn print(f: &Value) -> anyhow::Result<()> {
             let lookups = t["lookups"].as_array().map_or_else(String::new, |l| l.len().to_string());
             let state = match t["reason"].as_str() {
                 Some(reason) => format!("stays: {reason}"),
-                None => t["sharding"].as_str().map_or("remote".into(), |s| format!("{s} x {}", t["pieces"])),
+                None => t["sharding"].as_str().map_or("remote".into(), |s| {
+                    let keyed = if t["keyed"] == true { ", by key" } else { "" };
+                    let stored = t["stored"]["dtype"].as_str();
+                    let stored = stored.map_or(String::new(), |d| format!(", stored as {d} (error at most {})", t["stored"]["max_error"]));
+                    format!("{s} x {}{keyed}{stored}", t["pieces"])
+                }),
             };
             let bytes = t["bytes"].as_u64().map_or(String::new(), size::print);
             vec![text(&t["name"]), t["rows"].to_string(), format!("{}{}", text(&t["dtype"]), t["row_shape"]), bytes, lookups, state]

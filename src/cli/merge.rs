@@ -12,11 +12,15 @@ pub(super) struct Args {
     /// The model file to write; external data goes beside it, with `.data` appended
     #[arg(short, long)]
     output: PathBuf,
+    /// Of tables that are stored narrower than they were, write the values that lookups give; the original ones are gone
+    #[arg(long)]
+    narrowed: bool,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if args.output.is_dir() {
         return Err(usage(format!("{} is a directory", args.output.display())));
     }
-    Ok(deploy::merge(&args.dir, &args.output)?)
+    let merge = if args.narrowed { deploy::merge_narrowed } else { deploy::merge };
+    Ok(merge(&args.dir, &args.output)?)
 }

@@ -13,6 +13,8 @@ mod merge;
 mod optimize;
 mod output;
 mod passes;
+mod plan;
+mod reshard;
 mod rewrite;
 mod run;
 mod size;
@@ -49,6 +51,8 @@ enum Command {
     Merge(merge::Args),
     Optimize(optimize::Args),
     Passes(passes::Args),
+    Plan(plan::Args),
+    Reshard(reshard::Args),
     Rewrite(rewrite::Args),
     Run(run::Args),
 }
@@ -128,6 +132,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Merge(a) => merge::run(a),
         Command::Optimize(a) => optimize::run(a),
         Command::Passes(a) => passes::run(a),
+        Command::Plan(a) => plan::run(a),
+        Command::Reshard(a) => reshard::run(a),
         Command::Rewrite(a) => rewrite::run(a),
         Command::Run(a) => run::run(a),
     }

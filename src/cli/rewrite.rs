@@ -1,9 +1,9 @@
 //! `graphtool rewrite`
 
 use super::{exit_with, output, size, usage};
-use crate::deploy::{Outcome, RewriteOptions, rewrite};
+use crate::deploy::{DeployError, Outcome, RewriteOptions, rewrite};
 use crate::passes::{NameFilter, Selection};
-use crate::plan::{Mode, Sharding};
+use crate::plan::{IdStats, Mode, Sharding, StoreDtype, TableEntry};
 use std::path::{Path, PathBuf};
 
 /// Move the embedding tables of a model into shards and rewrite its lookups into remote ones
@@ -22,42 +22,91 @@ pub(super) struct Args {
     options: Options,
 }
 
-/// How tables are chosen and cut.
+/// How tables are cut and placed.
+#[derive(clap::Args, Clone)]
+pub(super) struct Cut {
+    /// Number of shards; they are shared out over any number of servers up to this [default: 4, of a deployment its own]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(super) shards: Option<u32>,
+    /// How tables are cut: by size (and load, with --id-stats), whole, by row (id mod N), by ranges of rows, or by column
+    /// [default: auto]
+    #[arg(long, value_parser = ["auto", "table", "row", "range", "column"])]
+    pub(super) sharding: Option<String>,
+    /// Follow the plan in a JSON file (`graphtool plan --json` prints one) instead of --shards and --sharding
+    #[arg(long, value_name = "FILE")]
+    pub(super) plan: Option<PathBuf>,
+    /// How often each id is looked up: a CSV file with lines `table,id,count`, of which that is the first; ids that are not
+    /// there are never looked up. Tables and ranges are then balanced by lookups as well as by bytes
+    #[arg(long, value_name = "FILE")]
+    pub(super) id_stats: Option<PathBuf>,
+    /// Number of servers that hold each shard; a lookup goes to another one when a server is lost [default: 1,
+    /// of a deployment its own]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) replicas: Option<u32>,
+}
+
+impl Cut {
+    pub(super) fn mode(&self) -> Mode {
+        match self.sharding.as_deref() {
+            Some("table") => Mode::All(Sharding::Table),
+            Some("row") => Mode::All(Sharding::Row),
+            Some("range") => Mode::All(Sharding::Range),
+            Some("column") => Mode::All(Sharding::Column),
+            _ => Mode::Auto,
+        }
+    }
+
+    /// The text of the plan.
+    pub(super) fn plan_text(&self) -> anyhow::Result<Option<String>> {
+        let Some(file) = &self.plan else { return Ok(None) };
+        Ok(Some(std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?))
+    }
+
+    /// The counts of ids.
+    pub(super) fn stats(&self) -> anyhow::Result<Option<IdStats>> {
+        let Some(path) = &self.id_stats else { return Ok(None) };
+        let file = std::fs::File::open(path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
+        let stats = IdStats::read(std::io::BufReader::new(file)).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
+        Ok(Some(stats))
+    }
+
+    /// A wrong plan is a wrong call, and its file is named.
+    pub(super) fn error(&self, e: DeployError) -> anyhow::Error {
+        match (e, &self.plan, &self.id_stats) {
+            (DeployError::Call(e), Some(file), _) => usage(format!("{}: {e}", file.display())),
+            (DeployError::Stats(e), _, Some(file)) => exit_with(1, format!("{}: {e}", file.display())),
+            (e @ (DeployError::Call(_) | DeployError::Pass(crate::passes::PassError::Call(_))), ..) => usage(e),
+            (e, ..) => e.into(),
+        }
+    }
+}
+
+/// How tables are chosen, cut and stored.
 #[derive(clap::Args, Clone)]
 pub(super) struct Options {
-    /// Number of shards; they are shared out over any number of servers up to this
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    shards: u32,
-    /// How tables are cut: by size, whole, by row (id mod N), or by column
-    #[arg(long, default_value = "auto", value_parser = ["auto", "table", "row", "range", "column"])]
-    sharding: String,
+    #[command(flatten)]
+    pub(super) cut: Cut,
     /// Only tables whose name matches (may be given several times)
     #[arg(long, value_name = "GLOB")]
-    tables: Vec<String>,
+    pub(super) tables: Vec<String>,
+    /// Store float tables narrower: f16, bf16, or int8 with a scale per row. Lookups give the table's own dtype; the largest
+    /// error is printed and kept in the manifest. The original values are gone then
+    #[arg(long, value_name = "DTYPE", value_parser = ["f16", "bf16", "int8"])]
+    pub(super) store_dtype: Option<String>,
     /// Tables of fewer bytes stay in the model
     #[arg(long, default_value = "64KiB", value_parser = size::parse, value_name = "SIZE")]
     min_bytes: u64,
     /// Serve tables that have other readers too (tied weights), and keep them in the model for those
     #[arg(long)]
-    keep_shared: bool,
+    pub(super) keep_shared: bool,
     /// Combine an output over all workers: sum, mean, max or min
     #[arg(long, value_name = "OUTPUT=OP")]
-    all_reduce: Vec<String>,
-    /// Follow the plan in a JSON file instead of --shards and --sharding
-    #[arg(long, value_name = "FILE")]
-    plan: Option<PathBuf>,
+    pub(super) all_reduce: Vec<String>,
 }
 
 impl Options {
     /// As the library takes them; a launch without an explicit number has a shard per server.
     pub(super) fn build(&self, at_least: u32) -> anyhow::Result<RewriteOptions> {
-        let mode = match self.sharding.as_str() {
-            "table" => Mode::All(Sharding::Table),
-            "row" => Mode::All(Sharding::Row),
-            "range" => Mode::All(Sharding::Range),
-            "column" => Mode::All(Sharding::Column),
-            _ => Mode::Auto,
-        };
         let names: Option<NameFilter> = if self.tables.is_empty() {
             None
         } else {
@@ -72,20 +121,22 @@ impl Options {
             Some((o, op)) => Ok((o.to_owned(), op.to_owned())),
             None => Err(usage(format!("--all-reduce {text}: expected OUTPUT=sum|mean|max|min"))),
         };
-        let plan = match &self.plan {
-            Some(file) => Some(std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?),
-            None => None,
-        };
         Ok(RewriteOptions {
-            shards: self.shards.max(at_least),
-            mode,
+            shards: self.cut.shards.unwrap_or(DEFAULT_SHARDS).max(at_least),
+            mode: self.cut.mode(),
+            replicas: self.cut.replicas,
+            store: self.store_dtype.as_deref().and_then(StoreDtype::from_name),
+            stats: self.cut.stats()?,
             selection: Selection { min_bytes: self.min_bytes, names, keep_shared: self.keep_shared },
             all_reduce: self.all_reduce.iter().map(pair).collect::<Result<_, _>>()?,
-            plan,
+            plan: self.cut.plan_text()?,
             ..RewriteOptions::default()
         })
     }
 }
+
+/// Shards of a rewrite that does not say.
+const DEFAULT_SHARDS: u32 = 4;
 
 /// The directory that a model is rewritten into by default.
 pub(super) fn default_dir(model: &Path) -> PathBuf {
@@ -95,11 +146,8 @@ pub(super) fn default_dir(model: &Path) -> PathBuf {
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let model = crate::formats::load(&args.model)?;
     let dir = args.output.unwrap_or_else(|| default_dir(&args.model));
-    let outcome = rewrite(model, &dir, args.options.build(1)?).map_err(|e| match e {
-        crate::deploy::DeployError::Call(_) | crate::deploy::DeployError::Pass(crate::passes::PassError::Call(_)) => usage(e),
-        e => e.into(),
-    })?;
-    report(&outcome)?;
+    let outcome = rewrite(model, &dir, args.options.build(1)?).map_err(|e| args.options.cut.error(e))?;
+    report(&outcome, args.options.store_dtype.as_deref())?;
     let (remote, all) = counts(&outcome);
     output::line(format!(
         "{remote} of {all} lookups are remote; {} tables in {} shards: {}",
@@ -119,11 +167,19 @@ pub(super) fn counts(outcome: &Outcome) -> (usize, usize) {
     (lookups.iter().filter(|l| l.reason.is_none()).count(), lookups.len())
 }
 
-fn reason(l: &crate::passes::LookupRemark) -> String {
+pub(super) fn reason(l: &crate::passes::LookupRemark) -> String {
     format!("\"{}\" ({}) in \"{}\" stays: {}", l.node, l.op, l.table, l.reason.as_deref().unwrap_or(""))
 }
 
-fn report(outcome: &Outcome) -> anyhow::Result<()> {
+/// How a table is cut, in a few words.
+pub(super) fn cut(t: &TableEntry) -> String {
+    match t.sharding {
+        Sharding::Table => format!("whole, shard {}", t.pieces[0].shard),
+        s => format!("{} x {}", s.name(), t.pieces.len()),
+    }
+}
+
+fn report(outcome: &Outcome, store: Option<&str>) -> anyhow::Result<()> {
     let rows: Vec<Vec<String>> = outcome
         .manifest
         .tables
@@ -131,15 +187,28 @@ fn report(outcome: &Outcome) -> anyhow::Result<()> {
         .map(|t| {
             let bytes = t.rows * t.row_bytes().unwrap_or(0) as u64;
             let lookups = outcome.report.tables.iter().find(|x| x.name == t.name).map_or(0, |x| x.lookups);
-            let cut = match t.sharding {
-                Sharding::Table => format!("whole, shard {}", t.pieces[0].shard),
-                s => format!("{} x {}", format!("{s:?}").to_lowercase(), t.pieces.len()),
-            };
-            vec![t.name.clone(), t.rows.to_string(), format!("{}{:?}", t.dtype, t.row_shape), size::print(bytes), lookups.to_string(), cut]
+            vec![
+                t.name.clone(),
+                t.rows.to_string(),
+                format!("{}{:?}", t.dtype, t.row_shape),
+                size::print(bytes),
+                lookups.to_string(),
+                cut(t),
+            ]
         })
         .collect();
     if !rows.is_empty() {
         output::table(&["table", "rows", "row", "size", "lookups", "sharding"], &[1, 3, 4], &rows)?;
+    }
+    for t in &outcome.manifest.tables {
+        let (name, dtype) = (&t.name, t.dtype);
+        match (t.stored.map(|s| (s.dtype.name(), s.max_error)), store) {
+            (Some((form, error)), _) => {
+                output::line(format!("stored: \"{name}\" ({dtype}) as {form}, largest absolute error {error:e}"))?;
+            }
+            (None, Some(form)) => output::line(format!("stored: \"{name}\" ({dtype}) as it is, {form} would not be narrower"))?,
+            (None, None) => {}
+        }
     }
     for l in outcome.report.lookups.iter().filter(|l| l.reason.is_some()) {
         output::line(format!("remark: {}", reason(l)))?;

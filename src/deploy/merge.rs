@@ -1,26 +1,45 @@
 //! The original model again: the graph as it came, its tables put together from the shards.
 
+use super::staging::Staging;
 use super::{DeployError, ORIGINAL, dir_error};
 use crate::formats::{
     self,
     onnx::write::{EXTERNAL_ABOVE, External, to_file},
 };
-use crate::plan::{Manifest, Sharding, TableEntry};
-use crate::store::{PieceRows, read_manifest};
+use crate::plan::Manifest;
+use crate::store::{TableRows, read_manifest};
 use crate::tensor::{Tensor, map_file};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Writes the original model of the deployment in `dir` to `output`. Tables are put together in files beside it that are
 /// gone when it is done, so memory stays bounded.
 ///
 /// # Errors
-/// A deployment that is damaged, an output that cannot be written; nothing is left behind then.
+/// A deployment that is damaged, or with tables that are stored narrower than they were; an output that cannot be written.
+/// Nothing is left behind then.
 pub fn merge(dir: &Path, output: &Path) -> Result<(), DeployError> {
+    write_original(dir, output, false)
+}
+
+/// As [`merge`], with the values that lookups give for tables that are stored narrower: the original ones are gone.
+///
+/// # Errors
+/// As [`merge`].
+pub fn merge_narrowed(dir: &Path, output: &Path) -> Result<(), DeployError> {
+    write_original(dir, output, true)
+}
+
+fn write_original(dir: &Path, output: &Path, narrowed: bool) -> Result<(), DeployError> {
     let manifest = read_manifest(dir)?;
+    if let Some((t, s)) = manifest.tables.iter().find_map(|t| Some(t).zip(t.stored)).filter(|_| !narrowed) {
+        let (name, dtype, form, error) = (&t.name, t.dtype, s.dtype.name(), s.max_error);
+        let detail = format!("table \"{name}\" ({dtype}) is stored as {form}, its original values are gone");
+        return Err(dir_error(dir, format!("{detail}: --narrowed writes those that lookups give, at most {error:e} away from them")));
+    }
     let mut model = formats::load(&dir.join(ORIGINAL))?;
-    let scratch = Scratch::beside(output)?;
+    let scratch = Staging::beside(output)?;
     let mut fault = None;
     model.map_constants(&mut |name, c| {
         let Some(table) = c.tensor.absent_place().and_then(|p| p.strip_prefix("table ")).map(str::to_owned) else { return };
@@ -58,42 +77,10 @@ fn assemble(dir: &Path, manifest: &Manifest, table: &str, scratch: &Path) -> Res
     }
     let path = scratch.join(format!("{index}.table"));
     let io = |e: std::io::Error| dir_error(&path, e);
-    let pieces = entry.pieces.iter().map(|p| PieceRows::open(dir, entry, p)).collect::<Result<Vec<_>, _>>()?;
+    let rows = TableRows::open(dir, entry)?;
     let mut out = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(io)?);
-    write_rows(entry, &pieces, &mut out).and_then(|()| out.flush()).map_err(io)?;
+    rows.visit_wide(&mut |_, row| out.write_all(row)).and_then(|()| out.flush()).map_err(io)?;
     let file = File::open(&path).map_err(io)?;
     let bytes = map_file(&file).map_err(io)?;
     Tensor::from_bytes(entry.dtype, entry.shape(), bytes).map_err(|e| dir_error(dir, format!("table \"{table}\": {e}")))
-}
-
-fn write_rows(entry: &TableEntry, pieces: &[PieceRows], out: &mut impl Write) -> std::io::Result<()> {
-    match entry.sharding {
-        Sharding::Table | Sharding::Range => pieces.iter().try_for_each(|p| p.blocks().try_for_each(|b| out.write_all(b))),
-        Sharding::Row => (0..entry.rows).try_for_each(|r| {
-            let n = pieces.len() as u64;
-            out.write_all(pieces[(r % n) as usize].row(r / n))
-        }),
-        Sharding::Column => (0..entry.rows).try_for_each(|r| pieces.iter().try_for_each(|p| out.write_all(p.row(r)))),
-    }
-}
-
-/// A directory for what is being put together, gone at the end.
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    fn beside(output: &Path) -> Result<Self, DeployError> {
-        let parent = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let name = output.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let path = parent.join(format!(".{name}.tmp-{}", std::process::id()));
-        fs::create_dir(&path).map_err(|e| dir_error(&path, e))?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.path);
-    }
 }

@@ -2,16 +2,19 @@
 
 mod checkpoint;
 mod merge;
+mod reshard;
 mod rewrite;
+mod staging;
 
 pub use checkpoint::{KeyedRows, read_sparse, sparse_tables};
-pub use merge::merge;
-pub use rewrite::{Outcome, RewriteOptions, rewrite};
+pub use merge::{merge, merge_narrowed};
+pub use reshard::{Moved, ReshardOptions, Resharded, plan_again, reshard};
+pub use rewrite::{Outcome, RewriteOptions, Survey, rewrite, survey};
 
 use crate::formats::{self, LoadError};
 use crate::ir::Model;
 use crate::plan::Manifest;
-use crate::store::{StoreError, checksum, read_manifest};
+use crate::store::{RowSource, StoreError, TableRows, checksum, read_manifest};
 use std::path::{Path, PathBuf};
 
 /// The rewritten graph.
@@ -25,6 +28,9 @@ pub enum DeployError {
     /// The call is wrong.
     #[error("{0}")]
     Call(String),
+    /// Counts of ids that do not fit the tables.
+    #[error("{0}")]
+    Stats(String),
     /// The model, or a model in the directory.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -71,8 +77,8 @@ pub fn open(dir: &Path) -> Result<(Manifest, Model), DeployError> {
     Ok((manifest, model))
 }
 
-/// Compares every file of a deployment with the manifest: sizes, checksums, files that are missing or too many. Returns
-/// every fault.
+/// Compares every file of a deployment with the manifest: sizes, checksums, files that are missing or too many; and that the
+/// keys of a keyed table lie in their pieces, each once. Returns every fault.
 ///
 /// # Errors
 /// A directory without a valid manifest.
@@ -100,6 +106,13 @@ pub fn check(dir: &Path) -> Result<Vec<String>, DeployError> {
     for piece in manifest.tables.iter().flat_map(|t| &t.pieces) {
         one(&piece.file, Some(piece.bytes), &piece.checksum);
         known.push(piece.file.clone());
+    }
+    if faults.is_empty() {
+        for t in manifest.tables.iter().filter(|t| t.keyed) {
+            if let Err(e) = TableRows::open(dir, t)?.ids(&mut |_| Ok(())) {
+                faults.push(format!("table \"{}\": {e}", t.name));
+            }
+        }
     }
     for sub in ["", "shards"] {
         let Ok(entries) = std::fs::read_dir(dir.join(sub)) else { continue };

@@ -1,5 +1,6 @@
 //! From a model to a deployment directory: the passes, the plan, the shard files, all written aside and put in place at once.
 
+use super::staging::Staging;
 use super::{DeployError, KeyedRows, ORIGINAL, WORKER, dir_error, is_deployment};
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External, to_file};
 use crate::ir::{Constant, Model, fingerprint};
@@ -7,12 +8,12 @@ use crate::passes::{
     AllReduce, DeadCode, FoldConstants, HoistLookups, InlineFunctions, MergeLookups, PartitionParams, Pipeline, RemoteLookup, Report,
     Selection, hidden_in_functions,
 };
-use crate::plan::{Absent, FORMAT_VERSION, Layout, Manifest, Mode, TableSize, plan};
+use crate::plan::{Absent, FORMAT_VERSION, IdStats, Layout, Manifest, Mode, StoreDtype, TableSize, Wish, check_stats, plan};
 use crate::store::{checksum, write_keyed_table, write_table};
 use crate::tensor::Tensor;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// How to rewrite.
 #[derive(Default)]
@@ -21,6 +22,12 @@ pub struct RewriteOptions {
     pub shards: u32,
     /// How tables are cut.
     pub mode: Mode,
+    /// Number of servers that hold each shard; 1 if neither this nor the plan says.
+    pub replicas: Option<u32>,
+    /// The form in which float tables are stored, where the plan does not say; as they are if `None`.
+    pub store: Option<StoreDtype>,
+    /// How often each id is looked up, for the planner.
+    pub stats: Option<IdStats>,
     /// Which tables may move.
     pub selection: Selection,
     /// Outputs to combine over the workers: name and operation.
@@ -42,18 +49,71 @@ pub struct Outcome {
     pub layout: Layout,
 }
 
+/// A model whose tables have been found and planned, and nothing written.
+#[derive(Debug)]
+pub struct Survey {
+    /// The rewritten graph.
+    pub model: Model,
+    /// What the passes did, with the tables.
+    pub report: Report,
+    /// The tables that move.
+    pub tables: Vec<TableSize>,
+    /// Where their pieces go.
+    pub layout: Layout,
+}
+
 /// The sizes of tables that the planner asks for.
-pub(super) fn sizes(report: &Report) -> Vec<TableSize> {
-    let size = |name: &str, t: &Tensor| {
-        let row = t.shape().get(1..).unwrap_or_default();
-        TableSize {
-            name: name.to_owned(),
-            rows: t.shape().first().copied().unwrap_or(0) as u64,
-            columns: row.iter().product::<usize>() as u64,
-            row_bytes: t.dtype().byte_len(row).unwrap_or(0) as u64,
-        }
+fn sizes(report: &Report, keyed: &HashMap<String, (KeyedRows, Absent)>) -> Vec<TableSize> {
+    let size = |name: &str, t: &Tensor, lookups: usize| TableSize {
+        name: name.to_owned(),
+        rows: keyed.get(name).map_or(t.shape().first().copied().unwrap_or(0), |k| k.0.keys.len()) as u64,
+        row_shape: t.shape().get(1..).unwrap_or_default().to_vec(),
+        dtype: t.dtype(),
+        keyed: keyed.contains_key(name),
+        lookups: lookups as u64,
+        stored: None,
     };
-    report.tables.iter().map(|t| size(&t.name, &t.tensor)).collect()
+    report.tables.iter().map(|t| size(&t.name, &t.tensor, t.lookups)).collect()
+}
+
+/// Plans tables by a plan's text if there is one, else anew.
+pub(super) fn layout_of(tables: &[TableSize], text: Option<&str>, wish: &Wish) -> Result<Layout, DeployError> {
+    if let Some(stats) = wish.stats {
+        check_stats(tables, stats).map_err(DeployError::Stats)?;
+    }
+    let Some(text) = text else { return Ok(plan(tables, wish)) };
+    let mut layout = Layout::parse(text, tables).map_err(DeployError::Call)?;
+    for l in layout.tables.iter_mut().filter(|l| l.store.is_none()) {
+        let table = tables.iter().find(|t| t.name == l.name);
+        l.store = table.and_then(|t| t.stored.or(wish.store.filter(|s| s.narrows(t.dtype))));
+    }
+    Ok(layout)
+}
+
+/// Rewrites a model in memory and plans its tables; writes nothing.
+///
+/// # Errors
+/// A wrong call, a pass that fails.
+pub fn survey(mut model: Model, options: &mut RewriteOptions) -> Result<Survey, DeployError> {
+    let mut report = Report::default();
+    let mut pipeline = Pipeline::new();
+    if hidden_in_functions(&model) {
+        pipeline = pipeline.with(InlineFunctions);
+    }
+    let pipeline = pipeline
+        .with(RemoteLookup { selection: std::mem::take(&mut options.selection) })
+        .with(PartitionParams)
+        .with(AllReduce { outputs: std::mem::take(&mut options.all_reduce) })
+        .with(FoldConstants::default())
+        .with(DeadCode)
+        .with(HoistLookups)
+        .with(MergeLookups);
+    pipeline.run(&mut model, &mut report)?;
+    let tables = sizes(&report, &options.keyed);
+    let wish = Wish { shards: options.shards, mode: options.mode, store: options.store, stats: options.stats.as_ref() };
+    let mut layout = layout_of(&tables, options.plan.as_deref(), &wish)?;
+    layout.replicas = options.replicas.or(layout.replicas);
+    Ok(Survey { model, report, tables, layout })
 }
 
 /// Rewrites `model` into the deployment directory `dir`. A deployment that is there is replaced whole; anything else there
@@ -61,31 +121,10 @@ pub(super) fn sizes(report: &Report) -> Vec<TableSize> {
 ///
 /// # Errors
 /// A wrong call, a pass that fails, a directory that cannot be written; nothing is left behind then.
-pub fn rewrite(model: Model, dir: &Path, options: RewriteOptions) -> Result<Outcome, DeployError> {
-    if fs::symlink_metadata(dir).is_ok() && !is_deployment(dir) {
-        return Err(dir_error(dir, "it is there and is no deployment; it is left alone"));
-    }
+pub fn rewrite(model: Model, dir: &Path, mut options: RewriteOptions) -> Result<Outcome, DeployError> {
+    refuse_foreign(dir)?;
     let mut original = model.clone();
-    let mut model = model;
-    let mut report = Report::default();
-    let mut pipeline = Pipeline::new();
-    if hidden_in_functions(&model) {
-        pipeline = pipeline.with(InlineFunctions);
-    }
-    let pipeline = pipeline
-        .with(RemoteLookup { selection: options.selection })
-        .with(PartitionParams)
-        .with(AllReduce { outputs: options.all_reduce })
-        .with(FoldConstants::default())
-        .with(DeadCode)
-        .with(HoistLookups)
-        .with(MergeLookups);
-    pipeline.run(&mut model, &mut report)?;
-    let sizes = sizes(&report);
-    let layout = match &options.plan {
-        Some(text) => Layout::parse(text, &sizes).map_err(DeployError::Call)?,
-        None => plan(&sizes, options.shards, options.mode),
-    };
+    let Survey { model, report, layout, .. } = survey(model, &mut options)?;
     take_tables_out(&mut original, &report);
     let staging = Staging::beside(dir)?;
     let tmp = staging.path.as_path();
@@ -96,12 +135,11 @@ pub fn rewrite(model: Model, dir: &Path, options: RewriteOptions) -> Result<Outc
     let mut tables = Vec::new();
     for t in &report.tables {
         let Some(l) = layout.table(&t.name) else { continue };
-        if let Some((rows, absent)) = options.keyed.get(&t.name) {
-            let row_shape = &t.tensor.shape()[1..];
-            tables.push(write_keyed_table(tmp, &t.name, row_shape, &rows.keys, &rows.values, layout.shards, *absent).map_err(io(tmp))?);
-            continue;
-        }
-        tables.push(write_table(tmp, &t.name, &t.tensor, l).map_err(io(tmp))?);
+        let written = match options.keyed.get(&t.name) {
+            Some((rows, absent)) => write_keyed_table(tmp, l, &t.tensor.shape()[1..], &rows.keys, &rows.values, *absent),
+            None => write_table(tmp, &t.name, &t.tensor, l),
+        };
+        tables.push(written.map_err(|e| dir_error(dir, e))?);
     }
     let mut files = BTreeMap::new();
     for (name, m, external) in [(WORKER, &model, External::Above(EXTERNAL_ABOVE)), (ORIGINAL, &original, External::Keep(EXTERNAL_ABOVE))] {
@@ -114,19 +152,35 @@ pub fn rewrite(model: Model, dir: &Path, options: RewriteOptions) -> Result<Outc
     }
     // Of the graph as it is read back: that is what every process of a job compares.
     let written = crate::formats::load(&tmp.join(WORKER))?;
-    let mut manifest = Manifest {
+    let manifest = Manifest {
         format_version: FORMAT_VERSION,
         plan_id: String::new(),
         fingerprint: fingerprint(&written),
         shards: layout.shards,
+        replicas: layout.replicas.unwrap_or(1),
         files,
         tables,
     };
-    manifest.plan_id = format!("{:032x}", twox_hash::XxHash3_128::oneshot(manifest.print().as_bytes()));
-    let path = tmp.join("manifest.json");
-    fs::write(&path, manifest.print()).and_then(|()| File::open(&path)?.sync_all()).map_err(io(&path))?;
-    staging.put_in_place(dir)?;
+    let manifest = finish(staging, dir, manifest)?;
     Ok(Outcome { report, manifest, layout })
+}
+
+/// That a directory is a deployment or not there.
+pub(super) fn refuse_foreign(dir: &Path) -> Result<(), DeployError> {
+    if fs::symlink_metadata(dir).is_ok() && !is_deployment(dir) {
+        return Err(dir_error(dir, "it is there and is no deployment; it is left alone"));
+    }
+    Ok(())
+}
+
+/// Gives the manifest its id, writes it and puts the directory in place.
+pub(super) fn finish(staging: Staging, dir: &Path, mut manifest: Manifest) -> Result<Manifest, DeployError> {
+    manifest.plan_id = String::new();
+    manifest.plan_id = format!("{:032x}", twox_hash::XxHash3_128::oneshot(manifest.print().as_bytes()));
+    let path = staging.path.join("manifest.json");
+    fs::write(&path, manifest.print()).and_then(|()| File::open(&path)?.sync_all()).map_err(|e| dir_error(&path, e))?;
+    staging.put_in_place(dir)?;
+    Ok(manifest)
 }
 
 /// Leaves a stand-in for each table in the graph as it came.
@@ -137,57 +191,4 @@ fn take_tables_out(original: &mut Model, report: &Report) {
             c.tensor = Tensor::absent(c.tensor.dtype(), c.tensor.shape(), &format!("table {}", t.name));
         }
     });
-}
-
-/// A directory beside the target that disappears unless it is put in place.
-struct Staging {
-    path: PathBuf,
-    done: bool,
-}
-
-impl Staging {
-    fn beside(target: &Path) -> Result<Self, DeployError> {
-        let name = target.file_name().ok_or_else(|| dir_error(target, "it has no name"))?.to_string_lossy().into_owned();
-        let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // What a run that was killed left behind is recognised by its name and goes.
-        let prefix = format!(".{name}.tmp-");
-        for entry in fs::read_dir(parent).map_err(|e| dir_error(parent, e))?.flatten() {
-            let left = entry.file_name().to_string_lossy().into_owned();
-            if let Some(pid) = left.strip_prefix(&prefix)
-                && !Path::new(&format!("/proc/{pid}")).exists()
-            {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
-        let path = parent.join(format!("{prefix}{}", std::process::id()));
-        fs::create_dir(&path).map_err(|e| dir_error(&path, e))?;
-        Ok(Self { path, done: false })
-    }
-
-    fn put_in_place(mut self, target: &Path) -> Result<(), DeployError> {
-        let old = self.path.with_extension("old");
-        let replaced = fs::symlink_metadata(target).is_ok();
-        if replaced {
-            fs::rename(target, &old).map_err(|e| dir_error(target, e))?;
-        }
-        if let Err(e) = fs::rename(&self.path, target) {
-            if replaced {
-                let _ = fs::rename(&old, target);
-            }
-            return Err(dir_error(target, e));
-        }
-        self.done = true;
-        if replaced {
-            let _ = fs::remove_dir_all(&old);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        if !self.done {
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
 }

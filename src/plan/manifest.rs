@@ -1,5 +1,7 @@
 //! `manifest.json`: what a deployment directory holds. Every process of a job computes the same placement from it.
 
+use super::placement::Placement;
+use super::stored::Stored;
 use crate::tensor::{DType, Shape, checked_len};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,18 @@ pub enum Sharding {
     Range,
     /// Piece `p` holds all rows and a contiguous range of columns of the flattened row; the ranges follow each other.
     Column,
+}
+
+impl Sharding {
+    /// The word that plans, manifests and the command line use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Table => "table",
+            Self::Row => "row",
+            Self::Range => "range",
+            Self::Column => "column",
+        }
+    }
 }
 
 /// What a lookup of an id that the table does not hold gives (only keyed tables can lack an id).
@@ -83,6 +97,13 @@ pub struct TableEntry {
     /// The row that [`Absent::Default`] gives, as numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_row: Option<Vec<f64>>,
+    /// How rows are stored, where that is narrower than the dtype.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<Stored>,
+    /// The sum over all rows of XXH3-128 of the stored row, seeded by its id or key, modulo 2^128, in hexadecimal: the
+    /// same however the table is cut. Empty where it was not computed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub content: String,
     /// The pieces, in order.
     pub pieces: Vec<Piece>,
 }
@@ -93,9 +114,17 @@ impl TableEntry {
         checked_len(&self.row_shape).unwrap_or(usize::MAX) as u64
     }
 
-    /// Bytes of a row; `None` for dtypes without whole-byte rows.
+    /// Bytes of a row as lookups give it; `None` for dtypes without whole-byte rows.
     pub fn row_bytes(&self) -> Option<usize> {
         self.dtype.byte_len(&self.row_shape)
+    }
+
+    /// Bits of `columns` elements of a row as it is stored.
+    pub fn stored_bits(&self, columns: u64) -> u64 {
+        match self.stored {
+            Some(s) => columns.saturating_mul(s.dtype.element().bits() as u64).saturating_add(s.dtype.tail() * 8),
+            None => columns.saturating_mul(self.dtype.bits() as u64),
+        }
     }
 
     /// Dims of the whole table.
@@ -129,11 +158,22 @@ pub struct Manifest {
     pub fingerprint: String,
     /// Number of shards, the units that are placed on servers.
     pub shards: u32,
+    /// Number of servers that hold each shard.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub replicas: u32,
     /// XXH3-128 of each file of the deployment that is no shard (`worker.onnx`, `original.onnx`, …), by relative path.
     #[serde(default)]
     pub files: std::collections::BTreeMap<String, String>,
     /// The tables, in the order of the original graph.
     pub tables: Vec<TableEntry>,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(n: &u32) -> bool {
+    *n == 1
 }
 
 /// What can be wrong with a manifest.
@@ -169,6 +209,9 @@ impl Manifest {
         if self.format_version != FORMAT_VERSION {
             return fail(format!("deployment format version {} is not {FORMAT_VERSION}, the one this build reads", self.format_version));
         }
+        if self.replicas == 0 {
+            return fail("each shard is on 0 servers, expected at least 1".into());
+        }
         let mut names = std::collections::HashSet::new();
         for t in &self.tables {
             let name = &t.name;
@@ -180,6 +223,9 @@ impl Manifest {
             }
             if t.row_bytes().and_then(|b| (b as u64).checked_mul(t.rows)).is_none() {
                 return fail(format!("table \"{name}\": {}{} has no size", t.dtype, t.shape()));
+            }
+            if let Some(s) = t.stored.filter(|s| !s.dtype.narrows(t.dtype)) {
+                return fail(format!("table \"{name}\": {} is not stored as {}", t.dtype, s.dtype.name()));
             }
             let n = t.pieces.len() as u64;
             let mut next = 0;
@@ -209,16 +255,22 @@ impl Manifest {
                 }
             }
             let whole = match t.sharding {
+                _ if t.keyed => t.pieces.iter().try_fold(0u64, |sum, p| sum.checked_add(p.rows)) == Some(t.rows),
                 Sharding::Table => n == 1,
                 Sharding::Row => true,
                 Sharding::Range => next == t.rows,
                 Sharding::Column => next == t.columns(),
             };
-            if !whole && !t.keyed {
+            if !whole {
                 return fail(format!("table \"{name}\": its pieces do not make up {}", t.shape()));
             }
         }
         Ok(())
+    }
+
+    /// Where the shards are when `servers` share them.
+    pub fn placement(&self, servers: usize) -> Placement {
+        Placement::new(&self.shard_bytes(), servers, self.replicas)
     }
 
     /// Bytes of each shard over all its pieces.
@@ -231,32 +283,9 @@ impl Manifest {
     }
 }
 
-/// The server of each shard when `servers` share them: balanced by bytes, the largest shard first onto the emptiest
-/// server, ties by number. Every process computes the same answer from the same manifest.
-pub fn assign_shards(shard_bytes: &[u64], servers: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..shard_bytes.len()).collect();
-    order.sort_by_key(|&s| (std::cmp::Reverse(shard_bytes[s]), s));
-    let mut load = vec![(0u64, 0usize); servers.max(1)];
-    let mut server_of = vec![0; shard_bytes.len()];
-    for s in order {
-        let server = (0..load.len()).min_by_key(|&i| (load[i], i)).unwrap_or(0);
-        load[server].0 = load[server].0.saturating_add(shard_bytes[s]);
-        load[server].1 += 1;
-        server_of[s] = server;
-    }
-    server_of
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shards_go_to_the_emptiest_server() {
-        assert_eq!(assign_shards(&[10, 10, 10, 10], 2), [0, 1, 0, 1]);
-        assert_eq!(assign_shards(&[100, 1, 1, 1], 2), [0, 1, 1, 1]);
-        assert_eq!(assign_shards(&[0, 0, 0], 3), [0, 1, 2]);
-    }
 
     #[test]
     fn pieces_that_do_not_make_up_their_table_are_refused() {
@@ -273,5 +302,26 @@ mod tests {
             ))
             .is_ok()
         );
+    }
+
+    #[test]
+    fn what_tables_cannot_be_is_refused() {
+        let entry = |dtype: &str, more: &str| {
+            let text = format!(
+                r#"{{"format_version":1,"plan_id":"p","fingerprint":"f","shards":1,"tables":[
+                {{"name":"t","rows":5,"row_shape":[2],"dtype":"{dtype}","sharding":"row",{more}"pieces":[
+                  {{"file":"shards/a","shard":0,"rows":5,"columns":2,"bytes":1,"checksum":""}}]}}]}}"#
+            );
+            Manifest::parse(&text).map_err(|e| e.to_string())
+        };
+        let stored = r#""stored":{"dtype":"int8","max_error":0.5},"#;
+        let table = entry("float32", stored).unwrap().tables.remove(0);
+        assert_eq!((table.stored_bits(2), table.row_bytes()), (2 * 8 + 32, Some(8)));
+        assert_eq!(entry("int64", stored).unwrap_err(), "table \"t\": int64 is not stored as int8");
+        let keyed = entry("float32", "\"keyed\":true,").unwrap().print();
+        let error = Manifest::parse(&keyed.replacen("\"rows\": 5", "\"rows\": 6", 1)).unwrap_err().to_string();
+        assert_eq!(error, "table \"t\": its pieces do not make up [6,2]");
+        let error = Manifest::parse(&keyed.replacen("\"shards\": 1", "\"shards\": 1, \"replicas\": 0", 1)).unwrap_err().to_string();
+        assert_eq!(error, "each shard is on 0 servers, expected at least 1");
     }
 }

@@ -1,7 +1,17 @@
-//! How tables are cut into shards: the manifest that says so, and the planner that decides it.
+//! How tables are cut into shards: the planner that decides it, the plan, and the manifest that says what was done.
 
+mod layout;
+mod load;
 mod manifest;
+mod placement;
 mod planner;
+mod stats;
+mod stored;
 
-pub use manifest::{Absent, FORMAT_VERSION, Manifest, ManifestError, Piece, Sharding, TableEntry, assign_shards};
-pub use planner::{Layout, Mode, TableLayout, TableSize, plan, ranges};
+pub use layout::{Layout, TableLayout, TableSize, ranges};
+pub use load::{ShardFigures, check_stats, figures, imbalance};
+pub use manifest::{Absent, FORMAT_VERSION, Manifest, ManifestError, Piece, Sharding, TableEntry};
+pub use placement::Placement;
+pub use planner::{Mode, Wish, plan};
+pub use stats::IdStats;
+pub use stored::{StoreDtype, Stored};

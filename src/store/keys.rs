@@ -1,4 +1,4 @@
-//! Finds ids: the rows of keys in a sorted list, many at a time, and which piece of a table holds a row.
+//! Ids of both widths, and finding them: the rows of keys in a sorted list, many at a time, and which piece holds a row.
 
 /// Searches that run side by side, so that their cache misses overlap.
 const LANES: usize = 16;
@@ -58,6 +58,33 @@ impl Divisor {
 #[inline(always)]
 pub(super) fn range_of(starts: &[u64], id: u64) -> usize {
     starts.partition_point(|&s| s <= id).saturating_sub(1)
+}
+
+/// An id, as it is in a query or on the wire.
+pub(super) trait Id: bytemuck::AnyBitPattern {
+    fn wide(&self) -> u64;
+}
+
+impl Id for u32 {
+    #[inline(always)]
+    fn wide(&self) -> u64 {
+        u64::from(*self)
+    }
+}
+
+impl Id for u64 {
+    #[inline(always)]
+    fn wide(&self) -> u64 {
+        *self
+    }
+}
+
+/// The ids of a block; copied only if it is not aligned, which buffers from the pool always are.
+pub(super) fn cast_ids<I: Id>(bytes: &[u8]) -> std::borrow::Cow<'_, [I]> {
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(ids) => ids.into(),
+        Err(_) => bytes.chunks_exact(size_of::<I>()).map(bytemuck::pod_read_unaligned).collect::<Vec<I>>().into(),
+    }
 }
 
 #[cfg(test)]

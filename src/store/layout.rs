@@ -1,7 +1,8 @@
 //! What stores read off a manifest: tables, widths of rows in bytes, what stands in for an absent key.
 
+use super::narrow::{Narrower, widen};
 use super::{StoreError, Table};
-use crate::plan::{Absent, Manifest, Sharding, TableEntry};
+use crate::plan::{Absent, Manifest, Sharding, StoreDtype, TableEntry};
 use crate::tensor::{DType, Shape, Tensor, cast};
 
 /// The tables of a deployment, in its order.
@@ -21,15 +22,17 @@ pub(super) fn tables(manifest: &Manifest) -> Vec<Table> {
 /// # Errors
 /// Strings, and elements that do not fill whole bytes.
 pub(super) fn width(table: &str, dtype: DType, columns: u64) -> Result<usize, StoreError> {
-    // Widths go over the wire as 32 bits.
-    let bits = usize::try_from(columns).ok().and_then(|c| c.checked_mul(dtype.bits()));
-    match bits {
-        Some(bits) if dtype != DType::String && bits.is_multiple_of(8) && bits / 8 <= u32::MAX as usize => Ok(bits / 8),
-        _ => Err(StoreError::Corrupt(format!("table \"{table}\": {columns} elements of {dtype} do not fill whole bytes"))),
-    }
+    let bits = columns.checked_mul(dtype.bits() as u64).filter(|_| dtype != DType::String);
+    whole_bytes(bits)
+        .ok_or_else(|| StoreError::Corrupt(format!("table \"{table}\": {columns} elements of {dtype} do not fill whole bytes")))
 }
 
-/// Bytes of the columns of each piece of a table; of the whole row where the pieces are not columns.
+fn whole_bytes(bits: Option<u64>) -> Option<usize> {
+    // Widths go over the wire as 32 bits.
+    bits.filter(|b| b.is_multiple_of(8) && b / 8 <= u64::from(u32::MAX)).map(|b| (b / 8) as usize)
+}
+
+/// Bytes of the columns of each piece of a table as they are stored; of the whole row where the pieces are not columns.
 ///
 /// # Errors
 /// Pieces that do not fill whole bytes, and keyed tables cut in another way than by key modulo pieces.
@@ -38,7 +41,44 @@ pub(super) fn piece_widths(t: &TableEntry) -> Result<Vec<usize>, StoreError> {
         let how = format!("{:?}", t.sharding).to_lowercase();
         return Err(StoreError::Corrupt(format!("table \"{}\": keyed tables are sharded by row, found {how}", t.name)));
     }
-    t.pieces.iter().map(|p| width(&t.name, t.dtype, p.columns)).collect()
+    let stored = |columns: u64| {
+        width(&t.name, t.stored.map_or(t.dtype, |s| s.dtype.element()), columns)?;
+        whole_bytes(Some(t.stored_bits(columns)))
+            .ok_or_else(|| StoreError::Corrupt(format!("table \"{}\": {columns} elements have no width", t.name)))
+    };
+    let widths: Vec<usize> = t.pieces.iter().map(|p| stored(p.columns)).collect::<Result<_, _>>()?;
+    match row_width(t, &widths) {
+        w if w > u32::MAX as usize => Err(StoreError::Corrupt(format!("table \"{}\": a row of {w} bytes is over 4 GiB", t.name))),
+        _ => Ok(widths),
+    }
+}
+
+/// Bytes of a row as stores put it together from pieces of these widths.
+pub(super) fn row_width(t: &TableEntry, piece_widths: &[usize]) -> usize {
+    match t.sharding {
+        Sharding::Column => piece_widths.iter().sum(),
+        _ => piece_widths.first().copied().unwrap_or(0),
+    }
+}
+
+/// From rows as stores put them together to rows of the table's dtype.
+#[derive(Debug)]
+pub(super) struct Decode(Option<(StoreDtype, Vec<usize>)>);
+
+impl Decode {
+    /// Of a table of a deployment.
+    pub(super) fn of(t: &TableEntry) -> Self {
+        let columns = |s: Sharding| if s == Sharding::Column { t.pieces.len() } else { 1 };
+        Self(t.stored.map(|s| (s.dtype, t.pieces.iter().take(columns(t.sharding)).map(|p| p.columns as usize).collect())))
+    }
+
+    /// The tensor of `n` rows over their bytes.
+    pub(super) fn tensor(&self, table: &Table, n: usize, bytes: bytes::Bytes) -> Result<Tensor, StoreError> {
+        let Some((store, segments)) = &self.0 else { return rows_tensor(table, n, bytes) };
+        let mut wide = Vec::with_capacity(table.dtype.byte_len(&table.row_shape).unwrap_or(0).saturating_mul(n));
+        widen(table.dtype, *store, segments, &bytes, &mut wide);
+        rows_tensor(table, n, wide.into())
+    }
 }
 
 /// The tensor of `n` rows over their bytes.
@@ -91,7 +131,14 @@ impl Filling {
     /// As [`Filling::new`].
     pub(super) fn of(t: &TableEntry) -> Result<Self, StoreError> {
         let policy = if t.keyed { t.absent } else { Absent::Error };
-        Self::new(&t.name, t.dtype, &t.row_shape, policy, t.default_row.as_deref())
+        let filling = Self::new(&t.name, t.dtype, &t.row_shape, policy, t.default_row.as_deref())?;
+        let (Self::Row(row), Some(stored)) = (&filling, t.stored) else { return Ok(filling) };
+        // It travels among stored rows, so it is stored as they are.
+        let mut narrower = Narrower::new(t.dtype, stored.dtype);
+        match narrower.narrow(row) {
+            Ok(row) => Ok(Self::Row(row.to_vec())),
+            Err(e) => Err(StoreError::Corrupt(format!("table \"{}\": default row: {e}", t.name))),
+        }
     }
 
     /// The row for `key`.

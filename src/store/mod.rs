@@ -1,25 +1,30 @@
 //! Stores of table rows. A [`Store`] answers lookups; the wrappers add one property each and are stores themselves.
 
+mod counted;
 mod counters;
 mod dedup;
 mod gather;
 mod keys;
 mod layout;
 mod memory;
+mod narrow;
 mod piece;
 pub mod pserver;
 mod request;
+mod rows;
 mod sharded;
 mod shards;
 mod stream;
 mod writer;
 
+pub use counted::Counted;
 pub use dedup::Dedup;
 pub use memory::Memory;
-pub use piece::{PieceRows, checksum};
+pub use piece::checksum;
 pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, serve, serve_shards, server_info, stop_server};
+pub use rows::{RowSource, RowVisitor, TableRows};
 pub use shards::{Shards, open_local, read_manifest};
-pub use writer::{piece_file, write_keyed_table, write_table};
+pub use writer::{piece_file, rewrite_table, write_keyed_table, write_table};
 
 pub use crate::wire::DEFAULT_MAX_FRAME;
 

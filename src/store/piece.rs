@@ -2,7 +2,7 @@
 
 use super::StoreError;
 use crate::plan::{Piece, TableEntry};
-use crate::tensor::{DType, map_file, release};
+use crate::tensor::{DType, map_file};
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
 use std::fs::File;
@@ -55,7 +55,8 @@ pub(super) fn open_piece(dir: &Path, table: &TableEntry, piece: &Piece, width: u
         Ok(bytes.slice(start + from..start + to))
     };
     let len = piece.rows.checked_mul(width as u64).ok_or_else(|| fail("no size".into()))?;
-    let values = tensor("values", table.dtype, piece.rows, len)?;
+    let element = table.stored.map_or(table.dtype, |s| s.dtype.element());
+    let values = tensor("values", element, piece.rows, len)?;
     let mut keys = Bytes::new();
     if table.keyed {
         keys = tensor("keys", DType::U64, piece.rows, piece.rows.saturating_mul(8))?;
@@ -64,39 +65,6 @@ pub(super) fn open_piece(dir: &Path, table: &TableEntry, piece: &Piece, width: u
         }
     }
     Ok(Mapped { values, keys })
-}
-
-/// The rows of one piece, for reading them in their order.
-#[derive(Debug)]
-pub struct PieceRows {
-    values: Bytes,
-    width: usize,
-}
-
-impl PieceRows {
-    /// Maps the file of a piece.
-    ///
-    /// # Errors
-    /// A file that is not there, has another size than the manifest says, or holds other tensors.
-    pub fn open(dir: &Path, table: &TableEntry, piece: &Piece) -> Result<Self, StoreError> {
-        let width = super::layout::width(&table.name, table.dtype, piece.columns)?;
-        let values = open_piece(dir, table, piece, width)?.values;
-        Ok(Self { values, width })
-    }
-
-    /// The bytes of row `i` of the piece; empty past its end.
-    pub fn row(&self, i: u64) -> &[u8] {
-        let from = usize::try_from(i).unwrap_or(usize::MAX).saturating_mul(self.width);
-        if i % 65_536 == 65_535 {
-            release(&self.values[..from.min(self.values.len())]);
-        }
-        self.values.get(from..from.saturating_add(self.width)).unwrap_or_default()
-    }
-
-    /// All rows, in blocks.
-    pub fn blocks(&self) -> impl Iterator<Item = &[u8]> {
-        self.values.chunks(8 << 20)
-    }
 }
 
 /// The name that safetensors has for a dtype.

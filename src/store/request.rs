@@ -25,6 +25,8 @@ pub(crate) struct Part {
     pub(crate) wide: bool,
     /// Bytes of a row, of the columns that the peer holds.
     pub(crate) width: u32,
+    /// The group of shards (see [`crate::plan::Placement`]) whose columns are asked for.
+    pub(crate) group: u32,
 }
 
 impl Part {

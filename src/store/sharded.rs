@@ -5,10 +5,10 @@ use super::counters::Counters;
 use super::dedup::{Dedup, Habit, Seen};
 use super::gather::gather;
 use super::keys::{Divisor, range_of};
-use super::layout::{self, Filling};
+use super::layout::{self, Decode, Filling};
 use super::request::{Part, Peer, Reply, Request, id_blocks, row_blocks};
 use super::{LookupFuture, Query, Stats, Store, StoreError, Table};
-use crate::plan::{Manifest, Sharding, assign_shards};
+use crate::plan::{Manifest, Sharding};
 use crate::tensor::Tensor;
 use crate::wire::Pooled;
 use bytes::Bytes;
@@ -45,6 +45,7 @@ struct Route {
     widths: Vec<usize>,
     /// Whether ids go as 8 bytes, else 4.
     wide: bool,
+    decode: Decode,
     filling: Filling,
     habit: Habit,
 }
@@ -71,17 +72,17 @@ struct Routed {
 }
 
 impl Sharded {
-    /// A store over `peers`, among whom the shards are placed as [`assign_shards`] says.
+    /// A store over `peers`, one for each group of shards that [`Manifest::placement`] makes of them.
     ///
     /// # Errors
     /// A manifest with tables that cannot be looked up.
     pub(crate) fn new(manifest: &Manifest, peers: Vec<Arc<dyn Peer>>, dedup: Dedup) -> Result<Self, StoreError> {
-        let peer_of_shard = assign_shards(&manifest.shard_bytes(), peers.len());
+        let placement = manifest.placement(peers.len());
         let mut routes = Vec::with_capacity(manifest.tables.len());
         for t in &manifest.tables {
             let piece_widths = layout::piece_widths(t)?;
-            let width = layout::width(&t.name, t.dtype, t.columns())?;
-            let owners: Vec<usize> = t.pieces.iter().map(|p| peer_of_shard[p.shard as usize]).collect();
+            let width = layout::row_width(t, &piece_widths);
+            let owners: Vec<usize> = t.pieces.iter().map(|p| placement.group(p.shard)).collect();
             let mut widths = vec![width; peers.len()];
             let as_u32 = |owners: &[usize]| owners.iter().map(|&p| p as u32).collect();
             let spread = match t.sharding {
@@ -101,7 +102,7 @@ impl Sharded {
                 _ => Spread::Row(Divisor::new(owners.len()), as_u32(&owners)),
             };
             let wide = t.keyed || t.rows > 1 << 32;
-            routes.push(Route { spread, width, widths, wide, filling: Filling::of(t)?, habit: Habit::default() });
+            routes.push(Route { spread, width, widths, wide, decode: Decode::of(t), filling: Filling::of(t)?, habit: Habit::default() });
         }
         let tables = layout::tables(manifest);
         Ok(Self { tables, routes, peers, dedup, seen: Mutex::default(), counters: Counters::default() })
@@ -149,7 +150,7 @@ impl Sharded {
         for (peer, &count) in counts.iter().enumerate().filter(|(_, c)| **c > 0) {
             routed.parts[peer] = Some(requests[peer].len());
             let width = route.widths[peer] as u32;
-            requests[peer].push(Part { table: query.table as u32, count, wide: route.wide, width });
+            requests[peer].push(Part { table: query.table as u32, count, wide: route.wide, width, group: peer as u32 });
         }
         Ok(routed)
     }
@@ -247,7 +248,7 @@ impl Sharded {
             // The rows lie in the reply as they are asked for.
             if let Some((reply, part)) = replies[peer].as_ref().zip(r.parts[peer]) {
                 let from = reply.starts[part];
-                return layout::rows_tensor(table, n, reply.rows.slice(from..from + n * route.width));
+                return route.decode.tensor(table, n, reply.rows.slice(from..from + n * route.width));
             }
         }
         let mut out = Pooled::take(n * route.width);
@@ -276,7 +277,7 @@ impl Sharded {
             };
             done.map_err(|i| StoreError::Corrupt(format!("table \"{}\": no row came for id {}", table.name, query.ids[i])))?;
         }
-        layout::rows_tensor(table, n, out.freeze())
+        route.decode.tensor(table, n, out.freeze())
     }
 }
 

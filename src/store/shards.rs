@@ -2,13 +2,14 @@
 
 use super::counters::Counters;
 use super::gather::{advise_random, gather};
-use super::keys::{ABSENT, Divisor, find, range_of};
-use super::layout::{self, Filling};
+use super::keys::{ABSENT, Divisor, Id, cast_ids, find, range_of};
+use super::layout::{self, Decode, Filling};
 use super::piece::{Mapped, checksum, open_piece};
 use super::request::{Blocks, Part, Peer, Reply, ReplyFuture, Request, id_blocks, row_blocks};
 use super::{LookupFuture, Query, Stats, Store, StoreError, Table};
 use crate::plan::{Manifest, Sharding};
 use crate::wire::Pooled;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -18,16 +19,36 @@ enum Place {
     Whole(Option<Mapped>),
     Row(Divisor, Vec<Option<Mapped>>),
     Range(Vec<u64>, Vec<Option<Mapped>>),
-    /// Bytes of columns before each piece among those that are here, and the piece.
-    Column(Vec<(usize, usize, Mapped)>),
+    /// By group.
+    Column(BTreeMap<u32, Columns>),
+}
+
+/// The columns of one group of shards.
+#[derive(Debug, Default)]
+struct Columns {
+    /// Bytes of a row, of these columns.
+    width: usize,
+    /// Bytes of columns before each piece, its own, and the piece.
+    pieces: Vec<(usize, usize, Mapped)>,
 }
 
 #[derive(Debug)]
 struct Held {
     place: Place,
-    /// Bytes of a row, of the columns that are here.
+    /// Bytes of a row, of all columns.
     width: usize,
+    decode: Decode,
     filling: Filling,
+}
+
+impl Held {
+    /// Bytes of a row, of the columns of a group.
+    fn width(&self, group: u32) -> usize {
+        match &self.place {
+            Place::Column(groups) => groups.get(&group).map_or(0, |c| c.width),
+            _ => self.width,
+        }
+    }
 }
 
 /// Some shards of a deployment (see [`Shards::open`]), or all. A [`Store`] if it is all of them.
@@ -35,7 +56,8 @@ struct Held {
 pub struct Shards {
     dir: PathBuf,
     manifest: Arc<Manifest>,
-    shards: Vec<bool>,
+    /// The group of each shard that is here.
+    shards: Vec<Option<u32>>,
     tables: Vec<Table>,
     held: Vec<Held>,
     counters: Counters,
@@ -68,28 +90,43 @@ impl Shards {
     /// # Errors
     /// Files that are missing, cut off, or hold another tensor than the manifest says; each is named.
     pub fn open(dir: &Path, manifest: Arc<Manifest>, wanted: impl Fn(u32) -> bool) -> Result<Self, StoreError> {
-        let shards: Vec<bool> = (0..manifest.shards).map(&wanted).collect();
+        let shards = (0..manifest.shards).map(|s| wanted(s).then_some(0)).collect();
+        Self::open_groups(dir, manifest, shards)
+    }
+
+    /// Maps the pieces that server `index` of `servers` holds.
+    ///
+    /// # Errors
+    /// As [`Shards::open`].
+    pub fn of_server(dir: &Path, manifest: Arc<Manifest>, servers: usize, index: usize) -> Result<Self, StoreError> {
+        let placement = manifest.placement(servers);
+        let group = |s| Some(placement.group(s)).filter(|&g| placement.holds(index, g)).map(|g| g as u32);
+        let shards = (0..manifest.shards).map(group).collect();
+        Self::open_groups(dir, manifest, shards)
+    }
+
+    fn open_groups(dir: &Path, manifest: Arc<Manifest>, shards: Vec<Option<u32>>) -> Result<Self, StoreError> {
         let mut held = Vec::with_capacity(manifest.tables.len());
         for t in &manifest.tables {
             let widths = layout::piece_widths(t)?;
             let mut pieces = Vec::with_capacity(t.pieces.len());
             for (piece, &width) in t.pieces.iter().zip(&widths) {
-                let here = shards.get(piece.shard as usize) == Some(&true);
+                let here = shards.get(piece.shard as usize).is_some_and(Option::is_some);
                 let mapped = if here { Some(open_piece(dir, t, piece, width)?) } else { None };
                 if let Some(m) = &mapped {
                     advise_random(&m.values);
                 }
                 pieces.push(mapped);
             }
-            let mut width = layout::width(&t.name, t.dtype, t.columns())?;
+            let width = layout::row_width(t, &widths);
             let place = match t.sharding {
                 Sharding::Column => {
-                    width = 0;
-                    let mut columns = Vec::new();
-                    for (w, mapped) in widths.into_iter().zip(pieces) {
-                        let Some(mapped) = mapped else { continue };
-                        columns.push((width, w, mapped));
-                        width += w;
+                    let mut columns: BTreeMap<u32, Columns> = BTreeMap::new();
+                    for ((w, mapped), piece) in widths.into_iter().zip(pieces).zip(&t.pieces) {
+                        let Some((mapped, group)) = mapped.zip(shards[piece.shard as usize]) else { continue };
+                        let of_group = columns.entry(group).or_default();
+                        of_group.pieces.push((of_group.width, w, mapped));
+                        of_group.width += w;
                     }
                     Place::Column(columns)
                 }
@@ -97,7 +134,7 @@ impl Shards {
                 Sharding::Range => Place::Range(t.pieces.iter().map(|p| p.first_row).collect(), pieces),
                 _ => Place::Row(Divisor::new(pieces.len()), pieces),
             };
-            held.push(Held { place, width, filling: Filling::of(t)? });
+            held.push(Held { place, width, decode: Decode::of(t), filling: Filling::of(t)? });
         }
         let tables = layout::tables(&manifest);
         Ok(Self { dir: dir.into(), manifest, shards, tables, held, counters: Counters::default(), fault: OnceLock::new() })
@@ -115,11 +152,11 @@ impl Shards {
 
     /// The numbers of the shards that are here.
     pub fn numbers(&self) -> Vec<u32> {
-        (0..self.manifest.shards).filter(|&s| self.shards[s as usize]).collect()
+        (0..self.manifest.shards).filter(|&s| self.shards[s as usize].is_some()).collect()
     }
 
     fn pieces(&self) -> impl Iterator<Item = &crate::plan::Piece> {
-        self.manifest.tables.iter().flat_map(|t| &t.pieces).filter(|p| self.shards[p.shard as usize])
+        self.manifest.tables.iter().flat_map(|t| &t.pieces).filter(|p| self.shards[p.shard as usize].is_some())
     }
 
     /// Compares the checksum of every file that is mapped here with the manifest. From the first that differs on, lookups
@@ -145,9 +182,9 @@ impl Shards {
     }
 
     /// Writes the rows of `ids` to `out`; positions of absent keys, whose rows are zeros, to `absent`.
-    fn rows<I: Id>(&self, table: usize, ids: &[I], out: &mut [u8], absent: &mut Vec<u32>) -> Result<(), StoreError> {
+    fn rows<I: Id>(&self, table: usize, group: u32, ids: &[I], out: &mut [u8], absent: &mut Vec<u32>) -> Result<(), StoreError> {
         let (t, held) = (&self.tables[table], &self.held[table]);
-        let width = held.width;
+        let width = held.width(group);
         let whole = (width, 0, width);
         let row = |piece: &'_ Mapped, row: u64| -> Option<std::ops::Range<usize>> {
             let from = usize::try_from(row).ok()?.checked_mul(width)?;
@@ -171,7 +208,7 @@ impl Shards {
                 let p = pieces[p].as_ref()?;
                 p.values.get(row(p, r)?)
             }),
-            Place::Column(pieces) => pieces.iter().try_for_each(|(offset, w, p)| {
+            Place::Column(groups) => groups.get(&group).map_or(&[][..], |c| &c.pieces).iter().try_for_each(|(offset, w, p)| {
                 gather(out, (width, *offset, *w), ids.len(), |i| {
                     let from = usize::try_from(ids[i].wide()).ok()?.checked_mul(*w)?;
                     p.values.get(from..from.checked_add(*w)?)
@@ -233,7 +270,7 @@ impl Shards {
         }
         let parts: &[Part] = &request.parts;
         for p in parts {
-            let width = self.held.get(p.table as usize).map(|h| h.width);
+            let width = self.held.get(p.table as usize).map(|h| h.width(p.group));
             if width != Some(p.width as usize) {
                 let has = width.map_or("no such table".into(), |w| format!("rows of {w} bytes"));
                 return Err(StoreError::Corrupt(format!("table {} with rows of {} bytes was asked for, here is {has}", p.table, p.width)));
@@ -285,7 +322,11 @@ impl Shards {
     /// Writes the rows of some ids of a part to `out`; absent keys' positions to `absent`.
     pub(super) fn part_rows(&self, part: &Part, ids: &[u8], out: &mut [u8], absent: &mut Vec<u32>) -> Result<(), StoreError> {
         let table = part.table as usize;
-        if part.wide { self.rows::<u64>(table, &cast_ids(ids), out, absent) } else { self.rows::<u32>(table, &cast_ids(ids), out, absent) }
+        if part.wide {
+            self.rows::<u64>(table, part.group, &cast_ids(ids), out, absent)
+        } else {
+            self.rows::<u32>(table, part.group, &cast_ids(ids), out, absent)
+        }
     }
 
     /// Answers a request that came from elsewhere.
@@ -310,7 +351,7 @@ impl Shards {
         layout::check_range(t, &query.ids)?;
         let mut out = Pooled::take(query.ids.len() * held.width);
         let mut absent = Vec::new();
-        self.rows(query.table, &query.ids, &mut out, &mut absent)?;
+        self.rows(query.table, 0, &query.ids, &mut out, &mut absent)?;
         for &slot in &absent {
             let row = held.filling.row(&t.name, query.ids[slot as usize])?;
             out[slot as usize * held.width..][..held.width].copy_from_slice(row);
@@ -319,34 +360,7 @@ impl Shards {
         stats.unique_ids += query.ids.len() as u64;
         stats.absent += absent.len() as u64;
         stats.bytes += out.len() as u64;
-        layout::rows_tensor(t, query.ids.len(), out.freeze())
-    }
-}
-
-/// An id, as it is in a query or on the wire.
-trait Id: bytemuck::AnyBitPattern {
-    fn wide(&self) -> u64;
-}
-
-impl Id for u32 {
-    #[inline(always)]
-    fn wide(&self) -> u64 {
-        u64::from(*self)
-    }
-}
-
-impl Id for u64 {
-    #[inline(always)]
-    fn wide(&self) -> u64 {
-        *self
-    }
-}
-
-/// The ids of a block; copied only if it is not aligned, which buffers from the pool always are.
-fn cast_ids<I: Id>(bytes: &[u8]) -> std::borrow::Cow<'_, [I]> {
-    match bytemuck::try_cast_slice(bytes) {
-        Ok(ids) => ids.into(),
-        Err(_) => bytes.chunks_exact(size_of::<I>()).map(bytemuck::pod_read_unaligned).collect::<Vec<I>>().into(),
+        held.decode.tensor(t, query.ids.len(), out.freeze())
     }
 }
 

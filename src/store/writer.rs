@@ -1,15 +1,20 @@
-//! Writes shard files: one pass over the table, from its mapped bytes into all its pieces at once, in bounded memory.
+//! Writes shard files: passes over the rows of a table in their order, into all its pieces at once, in bounded memory.
 
+use super::StoreError;
 use super::piece::native;
-use crate::plan::{Absent, Piece, Sharding, TableEntry, TableLayout, ranges};
-use crate::tensor::{DType, Tensor, release};
+use super::rows::{CHUNK, Content, KeyedSlices, RowSource, TableRows, TensorRows, narrowed};
+use crate::plan::{Absent, Piece, Sharding, StoreDtype, Stored, TableEntry, TableLayout, TableSize};
+use crate::tensor::{DType, Tensor};
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use twox_hash::XxHash3_128;
 
-/// Bytes of the table that are read before its pages are given back.
-const CHUNK: usize = 8 << 20;
+/// Files that are open at once; a table of more pieces is read several times.
+const OPEN: usize = 256;
+/// Zeros of this length, at multiples of it, are left out of a file and read as zeros all the same.
+const HOLE: usize = 4096;
 
 /// The file name of piece `index` of `pieces`: the table's name, escaped reversibly (bytes outside `A-Za-z0-9._-` as `%XX`).
 pub fn piece_file(table: &str, index: usize, pieces: usize) -> String {
@@ -26,193 +31,260 @@ pub fn piece_file(table: &str, index: usize, pieces: usize) -> String {
     format!("shards/{name}-{index:05}-of-{pieces:05}.safetensors")
 }
 
-/// A file that is hashed as it is written.
+/// A file that is hashed as it is written, with holes where there are only zeros.
 struct Out {
-    file: BufWriter<File>,
+    file: File,
+    buffer: Vec<u8>,
+    /// A multiple of [`HOLE`], so that zeros are not cut up.
+    capacity: usize,
+    at: u64,
     hash: XxHash3_128,
-    bytes: u64,
 }
 
 impl Out {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn create(path: &Path, capacity: usize) -> io::Result<Self> {
+        Ok(Self { file: File::create(path)?, buffer: Vec::with_capacity(capacity), capacity, at: 0, hash: XxHash3_128::new() })
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while self.buffer.len() + bytes.len() >= self.capacity {
+            let (now, rest) = bytes.split_at(self.capacity - self.buffer.len());
+            self.buffer.extend_from_slice(now);
+            self.flush()?;
+            bytes = rest;
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let result = self.put(&buffer);
+        buffer.clear();
+        self.buffer = buffer;
+        result
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hash.write(bytes);
-        self.bytes += bytes.len() as u64;
-        self.file.write_all(bytes)
+        // Bytes up to `from` are written or left out.
+        let (mut from, mut i) = (0, 0);
+        while i < bytes.len() {
+            let end = (i + HOLE - (self.at as usize + i) % HOLE).min(bytes.len());
+            if end - i == HOLE && bytes[i..end] == [0; HOLE] {
+                self.file.write_all_at(&bytes[from..i], self.at + from as u64)?;
+                from = end;
+            }
+            i = end;
+        }
+        self.file.write_all_at(&bytes[from..], self.at + from as u64)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Size and checksum of the file.
+    fn finish(mut self) -> io::Result<(u64, String)> {
+        self.flush()?;
+        self.file.set_len(self.at)?;
+        self.file.sync_data()?;
+        Ok((self.at, format!("{:032x}", self.hash.finish_128())))
     }
 }
 
-fn header(dtype: DType, shape: &[u64], len: u64) -> Vec<u8> {
-    // A dtype that safetensors has no name for is kept as bytes.
-    let (name, shape) = match native(dtype) {
-        Some(d) => (format!("{d:?}"), shape.to_vec()),
-        None => ("U8".into(), vec![shape[0], len / shape[0].max(1)]),
-    };
-    let json = serde_json::json!({ "values": { "dtype": name, "shape": shape, "data_offsets": [0, len] } });
-    framed(&json)
+/// What is known of a table before it is written.
+struct Spec<'a> {
+    table: TableSize,
+    layout: &'a TableLayout,
+    /// Where ranges of rows or columns begin and end.
+    cuts: Vec<u64>,
+    absent: Absent,
+    default_row: Option<Vec<f64>>,
 }
 
-/// The head of a safetensors file.
-fn framed(json: &serde_json::Value) -> Vec<u8> {
-    let mut text = json.to_string().into_bytes();
-    // The rows start on a page's multiple of 64 bytes.
-    text.resize((text.len() + 8).next_multiple_of(64) - 8, b' ');
-    let mut out = (text.len() as u64).to_le_bytes().to_vec();
-    out.extend(text);
-    out
+impl Spec<'_> {
+    /// The header of a piece: dtype and shape of the rows as they are stored, and of keys.
+    fn header(&self, piece: &Piece) -> Vec<u8> {
+        let t = &self.table;
+        let keys = if t.keyed { piece.rows * 8 } else { 0 };
+        let len = t.bytes_of(piece.rows, piece.columns, self.layout.store) - keys;
+        let mut shape = vec![piece.rows];
+        match self.layout.sharding {
+            Sharding::Column => shape.push(piece.columns),
+            _ => shape.extend(t.row_shape.iter().map(|&d| d as u64)),
+        }
+        let element = self.layout.store.map_or(t.dtype, StoreDtype::element);
+        // What safetensors has no name for is kept as bytes.
+        let (name, shape) = match native(element) {
+            Some(d) if self.layout.store.is_none_or(|s| s.tail() == 0) => (format!("{d:?}"), shape),
+            _ => ("U8".into(), vec![piece.rows, len / piece.rows.max(1)]),
+        };
+        let values = serde_json::json!({ "dtype": name, "shape": shape, "data_offsets": [keys, keys + len] });
+        let json = match t.keyed {
+            true => serde_json::json!({ "keys": { "dtype": "U64", "shape": [piece.rows], "data_offsets": [0, keys] }, "values": values }),
+            false => serde_json::json!({ "values": values }),
+        };
+        let mut text = json.to_string().into_bytes();
+        // The rows start on a page's multiple of 64 bytes.
+        text.resize((text.len() + 8).next_multiple_of(64) - 8, b' ');
+        let mut out = (text.len() as u64).to_le_bytes().to_vec();
+        out.extend(text);
+        out
+    }
+
+    /// The pieces before they are written; `counts` are the rows of each piece of a keyed table.
+    fn pieces(&self, counts: &[u64]) -> Vec<Piece> {
+        let (t, n) = (&self.table, self.layout.shards.len());
+        let piece = |(p, &shard): (usize, &u32)| {
+            let range = || (self.cuts[p], self.cuts[p + 1] - self.cuts[p]);
+            let (rows, first_row, first_column, columns) = match self.layout.sharding {
+                _ if t.keyed => (counts[p], 0, 0, t.columns()),
+                Sharding::Table => (t.rows, 0, 0, t.columns()),
+                Sharding::Row => (t.rows.saturating_sub(p as u64).div_ceil(n as u64), 0, 0, t.columns()),
+                Sharding::Range => (range().1, range().0, 0, t.columns()),
+                Sharding::Column => (t.rows, 0, range().0, range().1),
+            };
+            let file = piece_file(&t.name, p, n);
+            Piece { file, shard, rows, first_row, first_column, columns, bytes: 0, checksum: String::new() }
+        };
+        self.layout.shards.iter().enumerate().map(piece).collect()
+    }
+
+    /// Writes all rows that belong to pieces `first..` of `outs`.
+    fn fill(&self, source: &dyn RowSource, first: usize, outs: &mut [Out], content: &mut Content) -> io::Result<()> {
+        let (t, n) = (&self.table, self.layout.shards.len() as u64);
+        if t.keyed {
+            source.ids(&mut |key| match outs.get_mut(((key % n) as usize).wrapping_sub(first)) {
+                Some(out) => out.write(&key.to_le_bytes()),
+                None => Ok(()),
+            })?;
+        }
+        let tail = self.layout.store.map_or(0, |s| s.tail() as usize);
+        let mut range = 0;
+        source.visit(&mut |id, row| {
+            if first == 0 {
+                content.add(id, row);
+            }
+            let p = match self.layout.sharding {
+                Sharding::Table => 0,
+                Sharding::Row => (id % n) as usize,
+                Sharding::Range => {
+                    while id >= self.cuts[range + 1] {
+                        range += 1;
+                    }
+                    range
+                }
+                Sharding::Column => {
+                    let (elements, scale) = row.split_at(row.len() - tail);
+                    // Cuts of elements that share a byte are at whole bytes.
+                    let at = |c: u64| (c as u128 * elements.len() as u128 / u128::from(t.columns().max(1))) as usize;
+                    for (i, out) in outs.iter_mut().enumerate() {
+                        out.write(&elements[at(self.cuts[first + i])..at(self.cuts[first + i + 1])])?;
+                        out.write(scale)?;
+                    }
+                    return Ok(());
+                }
+            };
+            match outs.get_mut(p.wrapping_sub(first)) {
+                Some(out) => out.write(row),
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// Writes the pieces of the table below `dir`.
+    fn write(self, dir: &Path, source: &dyn RowSource) -> io::Result<TableEntry> {
+        let n = self.layout.shards.len();
+        let mut counts = vec![0u64; if self.table.keyed { n } else { 0 }];
+        if self.table.keyed {
+            source.ids(&mut |key| {
+                counts[(key % n as u64) as usize] += 1;
+                Ok(())
+            })?;
+        }
+        let mut pieces = self.pieces(&counts);
+        let named = |file: &str, e: io::Error| io::Error::new(e.kind(), format!("{file}: {e}"));
+        let mut content = Content::default();
+        fs::create_dir_all(dir.join("shards"))?;
+        for first in (0..n).step_by(OPEN) {
+            let mine = &mut pieces[first..(first + OPEN).min(n)];
+            let capacity = (CHUNK / mine.len()).clamp(16 << 10, 1 << 20) / HOLE * HOLE;
+            let create = |piece: &Piece| {
+                let mut out = Out::create(&dir.join(&piece.file), capacity)?;
+                out.write(&self.header(piece)).map(|()| out)
+            };
+            let mut outs = mine.iter().map(|p| create(p).map_err(|e| named(&p.file, e))).collect::<io::Result<Vec<Out>>>()?;
+            self.fill(source, first, &mut outs, &mut content)?;
+            for (piece, out) in mine.iter_mut().zip(outs) {
+                (piece.bytes, piece.checksum) = out.finish().map_err(|e| named(&piece.file, e))?;
+            }
+        }
+        let t = self.table;
+        Ok(TableEntry {
+            name: t.name,
+            rows: t.rows,
+            row_shape: t.row_shape,
+            dtype: t.dtype,
+            sharding: self.layout.sharding,
+            keyed: t.keyed,
+            absent: self.absent,
+            default_row: self.default_row,
+            stored: None,
+            content: content.text(),
+            pieces,
+        })
+    }
+}
+
+fn size(name: &str, rows: u64, row_shape: &[usize], dtype: DType, keyed: bool) -> TableSize {
+    TableSize { name: name.to_owned(), rows, row_shape: row_shape.to_vec(), dtype, keyed, lookups: 0, stored: None }
+}
+
+/// Writes a table of new rows, in the form that its layout says.
+fn write_new(dir: &Path, table: TableSize, source: &dyn RowSource, layout: &TableLayout, absent: Absent) -> io::Result<TableEntry> {
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("table \"{}\": {e}", layout.name));
+    let dtype = table.dtype;
+    let spec = Spec { cuts: layout.cuts(&table), table, layout, absent, default_row: None };
+    let Some(store) = layout.store else { return spec.write(dir, source).map_err(named) };
+    let narrow = narrowed(source, dtype, store);
+    let mut entry = spec.write(dir, &narrow).map_err(named)?;
+    entry.stored = Some(Stored { dtype: store, max_error: narrow.narrower.borrow().max_error });
+    Ok(entry)
 }
 
 /// Writes the pieces of a table below `dir` and gives back its entry in the manifest.
 ///
 /// # Errors
-/// Those of the system, with the file's name.
+/// Those of the system, with the file's name; rows that cannot be stored as the layout says.
 pub fn write_table(dir: &Path, name: &str, tensor: &Tensor, layout: &TableLayout) -> io::Result<TableEntry> {
-    let bytes = tensor.bytes().ok_or_else(|| io::Error::other(format!("table \"{name}\" has no elements")))?;
-    let rows = tensor.shape().first().copied().unwrap_or(0) as u64;
-    let row_shape: Vec<usize> = tensor.shape().get(1..).unwrap_or_default().to_vec();
-    let columns: u64 = row_shape.iter().product::<usize>() as u64;
-    let width = tensor.dtype().byte_len(&row_shape).unwrap_or(0);
-    let n = layout.shards.len() as u64;
-    let cuts = match layout.sharding {
-        Sharding::Column => ranges(columns, n),
-        _ => ranges(rows, n),
-    };
-    let mut pieces = Vec::with_capacity(layout.shards.len());
-    for (p, &shard) in layout.shards.iter().enumerate() {
-        let (first, end) = (cuts[p], cuts[p + 1]);
-        let (rows, first_row, first_column, columns) = match layout.sharding {
-            Sharding::Table => (rows, 0, 0, columns),
-            Sharding::Row => (rows.saturating_sub(p as u64).div_ceil(n), 0, 0, columns),
-            Sharding::Range => (end - first, first, 0, columns),
-            Sharding::Column => (rows, 0, first, end - first),
-        };
-        let file = piece_file(name, p, layout.shards.len());
-        pieces.push(Piece { file, shard, rows, first_row, first_column, columns, bytes: 0, checksum: String::new() });
-    }
-    let named = |file: &str, e: io::Error| io::Error::new(e.kind(), format!("{file}: {e}"));
-    let mut outs = Vec::with_capacity(pieces.len());
-    for piece in &pieces {
-        let path = dir.join(&piece.file);
-        fs::create_dir_all(path.parent().unwrap_or(dir))?;
-        let capacity = (CHUNK / pieces.len()).clamp(16 << 10, 1 << 20);
-        let file = File::create(&path).map_err(|e| named(&piece.file, e))?;
-        let mut out = Out { file: BufWriter::with_capacity(capacity, file), hash: XxHash3_128::new(), bytes: 0 };
-        let mut shape = vec![piece.rows];
-        let len = match layout.sharding {
-            Sharding::Column => {
-                shape.push(piece.columns);
-                piece.rows * piece.columns * (width as u64 / columns.max(1))
-            }
-            _ => {
-                shape.extend(row_shape.iter().map(|&d| d as u64));
-                piece.rows * width as u64
-            }
-        };
-        out.write(&header(tensor.dtype(), &shape, len)).map_err(|e| named(&piece.file, e))?;
-        outs.push(out);
-    }
-    let chunk_rows = (CHUNK / width.max(1)).max(1);
-    let element = width / (columns.max(1) as usize);
-    let mut row = 0;
-    for chunk in bytes.chunks((chunk_rows * width).max(1)) {
-        let here = chunk.len() / width.max(1);
-        for (p, out) in outs.iter_mut().enumerate() {
-            let result = match layout.sharding {
-                Sharding::Table => out.write(chunk),
-                Sharding::Row => {
-                    let n = n as usize;
-                    let first = (p + n - row % n) % n;
-                    (first..here).step_by(n).try_for_each(|r| out.write(&chunk[r * width..(r + 1) * width]))
-                }
-                Sharding::Range => {
-                    let at = |r: u64| ((r as usize).clamp(row, row + here) - row) * width;
-                    out.write(&chunk[at(cuts[p])..at(cuts[p + 1])])
-                }
-                Sharding::Column => {
-                    let (from, to) = (cuts[p] as usize * element, cuts[p + 1] as usize * element);
-                    (0..here).try_for_each(|r| out.write(&chunk[r * width + from..r * width + to]))
-                }
-            };
-            result.map_err(|e| named(&pieces[p].file, e))?;
-        }
-        row += here;
-        release(chunk);
-    }
-    for (piece, mut out) in pieces.iter_mut().zip(outs) {
-        out.file.flush().and_then(|()| out.file.get_ref().sync_data()).map_err(|e| named(&piece.file, e))?;
-        piece.bytes = out.bytes;
-        piece.checksum = format!("{:032x}", out.hash.finish_128());
-    }
-    Ok(TableEntry {
-        name: name.to_owned(),
-        rows,
-        row_shape,
-        dtype: tensor.dtype(),
-        sharding: layout.sharding,
-        keyed: false,
-        absent: Default::default(),
-        default_row: None,
-        pieces,
-    })
+    let source = TensorRows::new(tensor).map_err(|e| io::Error::other(format!("table \"{name}\": {e}")))?;
+    let table = size(name, source.rows(), tensor.shape().get(1..).unwrap_or_default(), tensor.dtype(), false);
+    write_new(dir, table, &source, layout, Absent::Error)
 }
 
-/// Writes the pieces of a table of `float32` rows addressed by `keys` (ascending), one piece per shard: piece `p` of `n` holds
-/// the keys with `key mod n == p`.
+/// Writes the pieces of a table of `float32` rows addressed by `keys` (ascending): piece `p` of `n` holds the keys with
+/// `key mod n == p`.
 ///
 /// # Errors
-/// Those of the system, with the file's name.
+/// As [`write_table`].
 pub fn write_keyed_table(
     dir: &Path,
-    name: &str,
+    layout: &TableLayout,
     row_shape: &[usize],
     keys: &[u64],
     values: &[f32],
-    shards: u32,
     absent: Absent,
 ) -> io::Result<TableEntry> {
-    let width: usize = row_shape.iter().product();
-    let n = u64::from(shards.max(1));
-    let mut pieces = Vec::new();
-    for p in 0..n {
-        let own: Vec<usize> = (0..keys.len()).filter(|&i| keys[i] % n == p).collect();
-        let file = piece_file(name, p as usize, n as usize);
-        let named = |e: io::Error| io::Error::new(e.kind(), format!("{file}: {e}"));
-        let path = dir.join(&file);
-        fs::create_dir_all(path.parent().unwrap_or(dir))?;
-        let mut out = Out { file: BufWriter::new(File::create(&path).map_err(named)?), hash: XxHash3_128::new(), bytes: 0 };
-        let shape: Vec<usize> = std::iter::once(own.len()).chain(row_shape.iter().copied()).collect();
-        let (middle, end) = (own.len() * 8, own.len() * (8 + 4 * width));
-        let json = serde_json::json!({
-            "keys": { "dtype": "U64", "shape": [own.len()], "data_offsets": [0, middle] },
-            "values": { "dtype": "F32", "shape": shape, "data_offsets": [middle, end] },
-        });
-        let mut write = || -> io::Result<()> {
-            out.write(&framed(&json))?;
-            own.iter().try_for_each(|&i| out.write(&keys[i].to_le_bytes()))?;
-            own.iter().try_for_each(|&i| out.write(bytemuck::cast_slice(&values[i * width..(i + 1) * width])))?;
-            out.file.flush()?;
-            out.file.get_ref().sync_data()
-        };
-        write().map_err(named)?;
-        pieces.push(Piece {
-            shard: p as u32,
-            rows: own.len() as u64,
-            first_row: 0,
-            first_column: 0,
-            columns: width as u64,
-            bytes: out.bytes,
-            checksum: format!("{:032x}", out.hash.finish_128()),
-            file,
-        });
-    }
-    Ok(TableEntry {
-        name: name.to_owned(),
-        rows: keys.len() as u64,
-        row_shape: row_shape.to_vec(),
-        dtype: DType::F32,
-        sharding: Sharding::Row,
-        keyed: true,
-        absent,
-        default_row: None,
-        pieces,
-    })
+    let table = size(&layout.name, keys.len() as u64, row_shape, DType::F32, true);
+    write_new(dir, table, &KeyedSlices { keys, values }, layout, absent)
+}
+
+/// Writes the rows of a table of another deployment, as they are stored there, in the pieces of `layout`.
+///
+/// # Errors
+/// As [`write_table`].
+pub fn rewrite_table(dir: &Path, old: &TableEntry, rows: &TableRows, layout: &TableLayout) -> Result<TableEntry, StoreError> {
+    let table = TableSize::of(old, 0);
+    let spec = Spec { cuts: layout.cuts(&table), table, layout, absent: old.absent, default_row: old.default_row.clone() };
+    let entry = spec.write(dir, rows).map_err(|e| StoreError::Corrupt(format!("table \"{}\": {e}", old.name)))?;
+    Ok(TableEntry { stored: old.stored, ..entry })
 }

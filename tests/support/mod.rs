@@ -1,6 +1,8 @@
 //! Deployments and servers for tests: small tables with known content, cut in any way, served on ports of the system's choice.
 #![allow(dead_code)]
 
+pub mod contract;
+
 use graphtool::plan::{Absent, Manifest, Piece, Sharding, TableEntry};
 use graphtool::store::{self, ServeOptions, Stats, StoreError};
 use graphtool::tensor::{DType, Tensor, cast};
@@ -97,6 +99,8 @@ pub fn deploy(dir: &Path, tables: &[Source], shards: u32) -> Manifest {
             keyed: s.keys.is_some(),
             absent: s.absent,
             default_row: s.default_row.clone(),
+            stored: None,
+            content: String::new(),
             pieces,
         }
     };
@@ -105,6 +109,7 @@ pub fn deploy(dir: &Path, tables: &[Source], shards: u32) -> Manifest {
         plan_id: "plan-a".into(),
         fingerprint: "graph-a".into(),
         shards,
+        replicas: 1,
         files: Default::default(),
         tables: tables.iter().map(&mut entry).collect(),
     };

@@ -10,6 +10,7 @@ use super::tensor::{self, Encoding};
 use crate::ir::{
     self, Attr, Attrs, Constant, Dim, Function, Graph, Kind, Model, NodeId, Output, Residue, SparseConstant, Type, normal_domain,
 };
+use crate::tensor::release;
 use bytes::Bytes;
 use prost::Message;
 use std::collections::{HashMap, HashSet};
@@ -142,7 +143,7 @@ pub fn to_file(model: &Model, path: &Path, data_name: &str, external: External) 
     let mut at = 0u64;
     for (offset, bytes) in &outside.parts {
         let gap = vec![0u8; offset.saturating_sub(at) as usize];
-        file.write_all(&gap).and_then(|()| file.write_all(bytes)).map_err(io(&data))?;
+        file.write_all(&gap).and_then(|()| elements(&mut file, bytes)).map_err(io(&data))?;
         at = offset + bytes.len() as u64;
     }
     file.flush().and_then(|()| file.get_ref().sync_all()).map_err(io(&data))?;
@@ -233,7 +234,7 @@ fn stream_graph(g: &GraphProto, out: &mut impl Write) -> io::Result<()> {
         };
         out.write_all(&head.encode_to_vec())?;
         key(out, 9, raw.len())?;
-        out.write_all(raw)?;
+        elements(out, raw)?;
         out.write_all(&tail.encode_to_vec())?;
     }
     let tail = GraphProto {
@@ -247,6 +248,15 @@ fn stream_graph(g: &GraphProto, out: &mut impl Write) -> io::Result<()> {
         ..GraphProto::default()
     };
     out.write_all(&tail.encode_to_vec())
+}
+
+/// Writes elements; the pages of mapped ones are given back behind, so that memory stays bounded.
+fn elements(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    bytes.chunks(8 << 20).try_for_each(|chunk| {
+        out.write_all(chunk)?;
+        release(chunk);
+        Ok(())
+    })
 }
 
 /// The key and length of a length-delimited field.

@@ -2,13 +2,14 @@
 
 use super::ServerInfo;
 use super::chunks::Chunks;
+use super::replicas::{Replicas, reach};
 use super::wire::{Answer, Call, ClientCodec, Failure, Limits};
-use crate::plan::Manifest;
+use crate::plan::{Manifest, Placement};
 use crate::store::request::{Peer, Reply, ReplyFuture, Request};
 use crate::store::sharded::Sharded;
 use crate::store::{Dedup, Store, StoreError};
 use crate::wire::{Backoff, DEFAULT_MAX_FRAME, Framed, Hello, Identity, MAX_HEAD, Role, causes, dial};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tarpc::client::{Channel, Config, NewClient, RpcError};
@@ -21,7 +22,7 @@ use tokio::time::timeout_at;
 pub struct ConnectOptions {
     /// How long [`connect`] waits for servers that are not there yet.
     pub connect_timeout: Duration,
-    /// The deadline of a lookup, reconnects included.
+    /// The deadline of a lookup, reconnects included. Replicas share the time: of two, the first has half of it to answer.
     pub rpc_timeout: Duration,
     /// The largest frame to send or to read, in bytes; larger requests are split.
     pub max_frame: usize,
@@ -39,10 +40,11 @@ impl Default for ConnectOptions {
 }
 
 /// A store over the pservers at `endpoints` (`host:port`), in their order: server `i` holds the shards that
-/// [`crate::plan::assign_shards`] gives to it. Waits until all have answered. Lookups run on the runtime that calls this.
+/// [`Manifest::placement`] gives to it. Waits until all have answered; where shards have replicas, a little longer than until
+/// each has answered from somewhere. Lookups run on the runtime that calls this.
 ///
 /// # Errors
-/// A server that is not there within the time, or refuses.
+/// A server that is not there within the time while no other holds the same shards; one that refuses.
 pub async fn connect(manifest: Arc<Manifest>, endpoints: &[String], options: ConnectOptions) -> Result<Arc<dyn Store>, StoreError> {
     if endpoints.is_empty() {
         return Err(StoreError::Unavailable { endpoint: "(none)".into(), detail: "no pserver endpoints were given".into() });
@@ -60,9 +62,19 @@ pub async fn connect(manifest: Arc<Manifest>, endpoints: &[String], options: Con
         Arc::new(Client::new(endpoint, hello, &options, keyed.clone(), names.clone()))
     };
     let clients: Vec<Arc<Client>> = endpoints.iter().enumerate().map(client).collect();
-    let deadline = Instant::now() + options.connect_timeout;
-    futures::future::try_join_all(clients.iter().map(|c| c.connection(deadline))).await?;
-    let peers = clients.into_iter().map(|c| c as Arc<dyn Peer>).collect();
+    let placement: Placement = manifest.placement(endpoints.len());
+    if manifest.replicas as usize > endpoints.len() {
+        tracing::warn!("each shard is to be on {} servers, there are {}", manifest.replicas, endpoints.len());
+    }
+    reach(&clients, &placement, Instant::now() + options.connect_timeout).await?;
+    let peer = |group: usize| -> Arc<dyn Peer> {
+        let holders: Vec<Arc<Client>> = placement.holders(group).map(|s| clients[s].clone()).collect();
+        match holders.as_slice() {
+            [one] => one.clone(),
+            _ => Arc::new(Replicas::new(holders, placement.shards(group).collect(), options.rpc_timeout)),
+        }
+    };
+    let peers = (0..placement.servers()).map(peer).collect();
     Ok(Arc::new(Sharded::new(&manifest, peers, options.dedup)?))
 }
 
@@ -92,7 +104,7 @@ pub async fn stop_server(endpoint: &str, options: &ConnectOptions) -> Result<(),
 
 /// A connection that has shaken hands.
 #[derive(Debug)]
-struct Connection {
+pub(super) struct Connection {
     channel: Channel<Call, Answer>,
     limits: Limits,
     context: Context,
@@ -106,7 +118,7 @@ impl Drop for Connection {
 }
 
 /// Why a call on one connection gave nothing.
-enum Gone {
+pub(super) enum Gone {
     /// The connection is lost; another may do.
     Lost(String),
     /// The server is busy; later may do.
@@ -117,8 +129,8 @@ enum Gone {
 
 /// The client of one server.
 #[derive(Debug)]
-struct Client {
-    endpoint: String,
+pub(super) struct Client {
+    pub(super) endpoint: String,
     hello: Hello,
     rpc_timeout: Duration,
     connect_timeout: Duration,
@@ -126,6 +138,10 @@ struct Client {
     keyed: Arc<[bool]>,
     names: Arc<[String]>,
     retries: AtomicU64,
+    /// Requests under way.
+    pub(super) in_flight: AtomicUsize,
+    /// Until when other replicas are asked first.
+    pub(super) resting: Mutex<Option<Instant>>,
 }
 
 impl Client {
@@ -139,6 +155,8 @@ impl Client {
             keyed,
             names,
             retries: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+            resting: Mutex::new(None),
         }
     }
 
@@ -177,29 +195,35 @@ impl Client {
         }
     }
 
-    fn last(&self, gone: Gone) -> StoreError {
+    pub(super) fn last(&self, gone: Gone) -> StoreError {
         match gone {
             Gone::Lost(detail) | Gone::Busy(detail) => self.unavailable(detail),
             Gone::Final(e) => e,
         }
     }
 
-    /// The connection, made until `deadline` if there is none. Two calls that find none make one each; the later is kept.
-    async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, StoreError> {
+    /// The connection, made if there is none; one attempt. Two calls that find none make one each; the later is kept.
+    async fn connect_once(&self, deadline: Instant) -> Result<Arc<Connection>, Gone> {
         if let Some(c) = self.connection.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             return Ok(c.clone());
         }
+        let connection = match timeout_at(deadline.into(), self.establish(deadline)).await {
+            Ok(connection) => connection?,
+            Err(_) => return Err(Gone::Lost("no answer".into())),
+        };
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// The connection, made until `deadline` if there is none.
+    pub(super) async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, StoreError> {
         let started = Instant::now();
         let mut backoff = Backoff::new();
         loop {
-            let detail = match timeout_at(deadline.into(), self.establish(deadline)).await {
-                Ok(Ok(connection)) => {
-                    *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
-                    return Ok(connection);
-                }
-                Ok(Err(Gone::Final(e))) => return Err(e),
-                Ok(Err(Gone::Lost(detail) | Gone::Busy(detail))) => detail,
-                Err(_) => "no answer".into(),
+            let detail = match self.connect_once(deadline).await {
+                Ok(connection) => return Ok(connection),
+                Err(Gone::Final(e)) => return Err(e),
+                Err(Gone::Lost(detail) | Gone::Busy(detail)) => detail,
             };
             if !backoff.wait(deadline).await {
                 let seconds = (started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
@@ -273,20 +297,29 @@ impl Client {
         }
     }
 
+    async fn fetch_on(&self, connection: Arc<Connection>, request: &Request, deadline: Instant) -> Result<Reply, Gone> {
+        let result = self.fetch_once(&connection, request, deadline).await;
+        // Whoever does not answer may be half gone: the next call tries another connection.
+        if let Err(Gone::Lost(_) | Gone::Final(StoreError::Timeout { .. })) = &result {
+            self.forget(&connection);
+        }
+        result
+    }
+
+    /// One attempt, on the connection that there is or on a new one.
+    pub(super) async fn attempt(&self, request: &Request, deadline: Instant) -> Result<Reply, Gone> {
+        let connection = self.connect_once(deadline).await?;
+        self.fetch_on(connection, request, deadline).await
+    }
+
     async fn fetch_until(&self, request: Request, deadline: Instant) -> Result<Reply, StoreError> {
         let mut backoff = Backoff::new();
         loop {
             let connection = self.connection(deadline).await?;
-            let gone = match self.fetch_once(&connection, &request, deadline).await {
+            let gone = match self.fetch_on(connection, &request, deadline).await {
                 Ok(reply) => return Ok(reply),
                 Err(gone) => gone,
             };
-            match &gone {
-                Gone::Lost(_) => self.forget(&connection),
-                // Whoever does not answer may be half gone: the next call tries another connection.
-                Gone::Final(StoreError::Timeout { .. }) => self.forget(&connection),
-                Gone::Busy(_) | Gone::Final(_) => {}
-            }
             if matches!(gone, Gone::Final(_)) || !backoff.wait(deadline).await {
                 return Err(self.last(gone));
             }

@@ -3,6 +3,7 @@
 
 mod chunks;
 mod client;
+mod replicas;
 mod server;
 mod wire;
 

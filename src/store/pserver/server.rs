@@ -3,7 +3,6 @@
 
 use super::ServerInfo;
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
-use crate::plan::assign_shards;
 use crate::store::request::{Request, row_blocks};
 use crate::store::stream::{CHUNK, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
@@ -116,9 +115,7 @@ pub fn serve(
         let what = format!("pserver index {} of {} servers", options.index, options.servers);
         return Err(StoreError::Corrupt(what));
     }
-    let server_of = assign_shards(&manifest.shard_bytes(), options.servers);
-    let mine = |shard: u32| server_of.get(shard as usize) == Some(&options.index);
-    let shards = Arc::new(Shards::open(dir, Arc::new(manifest), mine)?);
+    let shards = Arc::new(Shards::of_server(dir, Arc::new(manifest), options.servers, options.index)?);
     serve_shards(listener, shards, options, shutdown)
 }
 

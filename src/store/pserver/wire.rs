@@ -118,6 +118,7 @@ impl Codec for ClientCodec {
                     head.put_u32_le(p.count);
                     head.put_u32_le(p.width);
                     head.put_u8(u8::from(p.wide));
+                    head.put_u32_le(p.group);
                 }
                 return Ok(Body::Whole(request.ids));
             }
@@ -217,8 +218,8 @@ impl Codec for ServerCodec {
             0 => Call::Hello(Hello::decode(&mut f)?),
             1 => {
                 let mut parts = Vec::new();
-                for _ in 0..f.count(13)? {
-                    parts.push(Part { table: f.u32()?, count: f.u32()?, width: f.u32()?, wide: f.u8()? != 0 });
+                for _ in 0..f.count(PART)? {
+                    parts.push(Part { table: f.u32()?, count: f.u32()?, width: f.u32()?, wide: f.u8()? != 0, group: f.u32()? });
                 }
                 Call::Fetch(Request { parts: parts.into(), ids: body.freeze() })
             }
@@ -276,9 +277,12 @@ fn put_failure(failure: &Failure, head: &mut Vec<u8>) {
     }
 }
 
+/// Bytes of a part in the head of a fetch.
+const PART: usize = 17;
+
 /// What head and prefix of a fetch or its answer take at most, besides the bodies.
 pub(super) fn overhead(parts: usize) -> usize {
-    crate::wire::PREFIX + 64 + parts * 13
+    crate::wire::PREFIX + 64 + parts * PART
 }
 
 /// What an absent key takes in an answer.
