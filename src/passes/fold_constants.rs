@@ -2,6 +2,24 @@
 //!
 //! *What*: computes operators whose operands are all constants, once.
 //! *Why*: exporters leave shape arithmetic and transposed weights to be computed in each run.
+//! *Before*:
+//! ```text
+//! graph g(x: float32[2]) -> (y) {
+//!   param a: float32[2] = [1.0, 2.0]
+//!   param b: float32[] = [3.0]
+//!   t = Mul(a, b)
+//!   y = Add(x, t)
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(x: float32[2]) -> (y) {
+//!   param a: float32[2] = [1.0, 2.0]
+//!   param b: float32[] = [3.0]
+//!   param t: float32[2] = [3.0, 6.0]
+//!   y = Add(x, t)
+//! }
+//! ```
 //! *Leaves alone*: operands or results above the size budget (so a table is never copied), ops with effects, graph outputs.
 
 use super::{Changed, Pass, PassError, Report};
@@ -25,6 +43,10 @@ impl Default for FoldConstants {
 impl Pass for FoldConstants {
     fn name(&self) -> &'static str {
         "fold-constants"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("fold_constants.rs")
     }
 
     fn run(&self, model: &mut Model, _: &mut Report) -> Result<Changed, PassError> {

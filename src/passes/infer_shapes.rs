@@ -2,6 +2,23 @@
 //!
 //! *What*: states the type of each value that has none, or a less exact one, as far as the ops and their constants tell it.
 //! *Why*: other passes, readers of the file and `check` see element types and dims without a run.
+//! *Before*:
+//! ```text
+//! graph g(x: float32[n,4]) -> (y: float32[n,2]) {
+//!   param w: float32[4,2] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+//!   t = MatMul(x, w)
+//!   y: float32[n,2] = Relu(t)
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(x: float32[n,4]) -> (y: float32[n,2]) {
+//!   param w: float32[4,2] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+//!   t: float32[n,2] = MatMul(x, w)
+//!   y: float32[n,2] = Relu(t)
+//! }
+//! ```
+//! *Needs*: the types of the graph's inputs.
 //! *Leaves alone*: what the interface states, values of ops that this build does not know, bodies of functions (their
 //! types depend on the call, and are followed there).
 
@@ -23,6 +40,10 @@ pub struct InferShapes;
 impl Pass for InferShapes {
     fn name(&self) -> &'static str {
         "infer-shapes"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("infer_shapes.rs")
     }
 
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {
@@ -61,30 +82,46 @@ pub fn output_types(model: &Model) -> Vec<Option<Type>> {
     found.outputs.into_iter().map(|f| f.ty).collect()
 }
 
+/// The inferred types of the values of the main graph, by name.
+pub fn value_types(model: &Model) -> HashMap<String, Type> {
+    let main = facts(model).pop().unwrap_or_default();
+    main.into_iter().filter_map(|(name, fact)| Some((name, fact.ty?))).collect()
+}
+
 type Types = Vec<(ValueId, Type)>;
 
 fn infer(model: &Model) -> (Vec<Types>, Vec<String>) {
-    let mut walk = Walk::new(model);
+    let (found, faults) = follow(model, false);
+    (found.into_iter().map(|f| f.types).collect(), faults)
+}
+
+/// What is known of each value by its name, for each graph in the order in which `Model::visit_mut` goes.
+pub(super) fn facts(model: &Model) -> Vec<HashMap<String, Fact>> {
+    follow(model, true).0.into_iter().map(|f| f.facts).collect()
+}
+
+fn follow(model: &Model, keep: bool) -> (Vec<Found>, Vec<String>) {
+    let mut walk = Walk { keep, ..Walk::new(model) };
     let inputs = interface(&model.graph);
     let found = walk.graph(&model.graph, &model.opset_imports, inputs, &|_| Fact::unknown(), true);
-    let mut types = Vec::new();
-    flatten(&model.graph, found, &mut types);
-    (types, walk.faults)
+    let mut all = Vec::new();
+    flatten(&model.graph, found, &mut all);
+    (all, walk.faults)
 }
 
 fn interface(graph: &Graph) -> Vec<Fact> {
     graph.inputs().iter().map(|&id| Fact { ty: graph.type_of(id.value(0)).cloned(), ..Fact::default() }).collect()
 }
 
-/// New types by graph, bodies before the graph around them, as `Model::visit_mut` goes.
-fn flatten(graph: &Graph, mut found: Found, out: &mut Vec<Types>) {
+/// What is found by graph, bodies before the graph around them, as `Model::visit_mut` goes.
+fn flatten(graph: &Graph, mut found: Found, out: &mut Vec<Found>) {
     for &id in graph.ops() {
         let mut bodies = found.bodies.remove(&id).unwrap_or_default().into_iter();
         for body in graph.node(id).attrs.iter().flat_map(|(_, a)| a.graphs()) {
             flatten(body, bodies.next().unwrap_or_default(), out);
         }
     }
-    out.push(found.types);
+    out.push(found);
 }
 
 /// What is found of a graph.
@@ -93,6 +130,8 @@ struct Found {
     /// Types more exact than the stated ones.
     types: Types,
     outputs: Vec<Fact>,
+    /// By name, where they are asked for.
+    facts: HashMap<String, Fact>,
     /// By node, the bodies in the order of its attributes.
     bodies: HashMap<NodeId, Vec<Found>>,
 }
@@ -102,6 +141,8 @@ struct Walk<'m> {
     faults: Vec<String>,
     called: usize,
     depth: usize,
+    /// Whether the facts of each value are given back.
+    keep: bool,
 }
 
 type Around<'a> = &'a dyn Fn(&str) -> Fact;
@@ -111,7 +152,7 @@ impl<'m> Walk<'m> {
         // Calls without end are the verifier's to name.
         let sound = crate::ir::function_faults(model).is_none();
         let functions = model.functions.iter().rev().filter(|_| sound).map(|f| (f.op(), f)).collect();
-        Self { functions, faults: Vec::new(), called: 0, depth: 0 }
+        Self { functions, faults: Vec::new(), called: 0, depth: 0, keep: false }
     }
 
     /// Follows a graph whose inputs are known as said. `certain`: its nodes run whenever the model does.
@@ -171,6 +212,9 @@ impl<'m> Walk<'m> {
             }
         }
         found.outputs = graph.outputs().iter().map(|o| facts.get(&o.value).cloned().unwrap_or_default()).collect();
+        if self.keep && self.depth == 0 {
+            found.facts = facts.into_iter().map(|(v, fact)| (graph.name_of(v).to_owned(), fact)).collect();
+        }
         found
     }
 

@@ -2,6 +2,23 @@
 //!
 //! *What*: a call of a local function becomes the function's body, with the attributes of the call.
 //! *Why*: what a function does with its arguments (a lookup in a table, say) is then seen by the other passes.
+//! *Before*:
+//! ```text
+//! model ir_version=8 opset=[""=17, "my"=1]
+//! function domain="my" opset=[""=17] attributes=["alpha"] defaults={} Act(a) -> (b) {
+//!   b = LeakyRelu(a) {alpha=$alpha}
+//! }
+//! graph g(x: float32[2]) -> (y) {
+//!   y = my::Act(x) {alpha=0.5}
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! model ir_version=8 opset=[""=17, "my"=1]
+//! graph g(x: float32[2]) -> (y) {
+//!   y = LeakyRelu(x) {alpha=0.5}
+//! }
+//! ```
 //! *Leaves alone*: functions that call themselves, functions whose operator sets are not the model's; each is remarked.
 
 use super::{Changed, Pass, PassError, Report};
@@ -15,6 +32,10 @@ pub struct InlineFunctions;
 impl Pass for InlineFunctions {
     fn name(&self) -> &'static str {
         "inline-functions"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("inline_functions.rs")
     }
 
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {

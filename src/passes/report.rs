@@ -35,6 +35,31 @@ pub struct Report {
     pub tables: Vec<TableTaken>,
     /// What else is worth saying, by pass.
     pub remarks: Vec<(&'static str, String)>,
-    /// Passes that changed something.
-    pub changed: Vec<&'static str>,
+    /// Passes that changed something, in the order of their first change.
+    pub steps: Vec<Step>,
+}
+
+/// What a pass did, over all its runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// The pass.
+    pub pass: &'static str,
+    /// Runs that changed something.
+    pub runs: usize,
+    /// Nodes that it took away (or, below 0, added).
+    pub removed: i64,
+}
+
+impl Report {
+    /// Notes a run of a pass that changed something.
+    pub(super) fn step(&mut self, pass: &'static str, before: usize, after: usize) {
+        let removed = before as i64 - after as i64;
+        match self.steps.iter_mut().find(|s| s.pass == pass) {
+            Some(step) => {
+                step.runs += 1;
+                step.removed += removed;
+            }
+            None => self.steps.push(Step { pass, runs: 1, removed }),
+        }
+    }
 }

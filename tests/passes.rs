@@ -1,0 +1,338 @@
+//! The graph passes: each page's example is run; every pass is run on every model at hand and must leave it valid, with the
+//! same interface and the same answers, and change nothing the second time.
+//!
+//! `GRAPHTOOL_ONNX_SUITE` names the folder `onnx/backend/test/data` of the wheel, whose cases are then run through each pass;
+//! without it that test is skipped and says so. `GRAPHTOOL_MODELS` names a folder of models to take besides `models/`.
+//! `GRAPHTOOL_PAGES=1` writes the *After* of each page.
+
+#[path = "support/compare.rs"]
+mod compare;
+#[path = "support/suite.rs"]
+mod suite;
+
+use compare::{Tolerance, compare};
+use graphtool::data::folder::read_folder;
+use graphtool::exec::{Options, Session};
+use graphtool::formats;
+use graphtool::ir::{Model, parse_model, print_graph, print_model, verify};
+use graphtool::passes::{self, Changed, FUSE, Pass, Report, TableTaken, UpgradeOpset, catalogue, example, page, section, with_settings};
+use graphtool::tensor::{DType, Tensor, Value, cast};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use suite::{Case, cases, read_values};
+
+/// A pass that needs settings, with those of its page's example.
+fn set_up(pass: Box<dyn Pass>, before: &Model, report: &mut Report) -> Box<dyn Pass> {
+    match pass.name() {
+        "all-reduce" => Box::new(passes::AllReduce { outputs: vec![("total".into(), "sum".into())] }),
+        "upgrade-opset" => Box::new(UpgradeOpset { to: 13 }),
+        "partition-params" => {
+            let table = before.graph.constant(before.graph.value("W").expect("W")).expect("a table").tensor.clone();
+            report.tables.push(TableTaken { name: "W".into(), tensor: table, lookups: 1 });
+            pass
+        }
+        _ => pass,
+    }
+}
+
+#[test]
+fn each_page_is_whole_and_its_example_is_what_the_pass_does() {
+    let faults: Vec<String> = catalogue().into_iter().chain(with_settings()).filter_map(|p| check_page(p).err()).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n\n"));
+}
+
+fn check_page(pass: Box<dyn Pass>) -> Result<(), String> {
+    let (name, text) = (pass.name(), page(pass.source()));
+    let fault = |what: &str| Err(format!("{name}: {what}"));
+    if !text.starts_with(&format!("`{name}`\n")) {
+        return fault("no page of its name");
+    }
+    for mark in ["What", "Why", "Leaves alone"] {
+        if section(&text, mark).is_none_or(|s| s.is_empty()) {
+            return fault(mark);
+        }
+    }
+    let (Some(before), Some(after)) = (example(&text, "Before"), example(&text, "After")) else { return fault("no example") };
+    let mut model = parse_model(&before).map_err(|e| format!("{name}, Before: {e}"))?;
+    let mut report = Report::default();
+    let pass = set_up(pass, &model, &mut report);
+    let mut run = |model: &mut Model| pass.run(model, &mut report).map_err(|e| format!("{name}: {e}"));
+    let did = run(&mut model)?;
+    let found = if before.starts_with("model") { print_model(&model) } else { print_graph(&model.graph) };
+    if did == Changed::No || !verify(&model).is_empty() {
+        return fault(&format!("{did:?}, {:?}", verify(&model)));
+    }
+    if run(&mut model)? == Changed::Yes {
+        return fault(&format!("it changes its own result:\n{found}{}", print_graph(&model.graph)));
+    }
+    if std::env::var_os("GRAPHTOOL_PAGES").is_some() {
+        write_after(name, &found);
+        return Ok(());
+    }
+    if found == after { Ok(()) } else { fault(&format!("expected\n{after}found\n{found}")) }
+}
+
+/// Puts a graph into the *After* of a page.
+fn write_after(name: &str, graph: &str) {
+    let stem = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/passes").join(name.replace('-', "_"));
+    let path = [stem.with_extension("rs"), stem.join("mod.rs")].into_iter().find(|p| p.exists()).expect("the pass's file");
+    let source = std::fs::read_to_string(&path).expect("a page");
+    let (head, rest) = source.split_once("//! *After*:\n//! ```text\n").expect("an After");
+    let (_, tail) = rest.split_once("//! ```\n").expect("its end");
+    let lines: String = graph.lines().map(|l| format!("//! {l}\n")).collect();
+    std::fs::write(&path, format!("{head}//! *After*:\n//! ```text\n{lines}//! ```\n{tail}")).expect("written");
+}
+
+/// The passes that keep every bit, and those that may round otherwise.
+fn exact(pass: &str) -> bool {
+    !FUSE.contains(&pass) || pass == "split-slices"
+}
+
+/// How far a fused result may be from the plain one: of the largest value of the tensor, 1e-5, or what half a unit in the last place
+/// of its type is.
+fn share(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 1e-3,
+        DType::BF16 => 1e-2,
+        _ => 1e-5,
+    }
+}
+
+fn bits(v: &Value) -> String {
+    match v {
+        // Equality of floats would not tell -0 from 0, and NaN from itself.
+        Value::Tensor(t) => format!("{}{} {}", t.dtype(), t.shape(), graphtool::ir::digest(t)),
+        other => format!("{other:?}"),
+    }
+}
+
+fn near(a: &Value, b: &Value) -> Result<(), String> {
+    let (Value::Tensor(a), Value::Tensor(b)) = (a, b) else {
+        return if a == b { Ok(()) } else { Err("other values".into()) };
+    };
+    if a.dtype() != b.dtype() || a.shape() != b.shape() {
+        return Err(format!("expected {}{}, found {}{}", b.dtype(), b.shape(), a.dtype(), a.shape()));
+    }
+    if !a.dtype().is_float() {
+        return if a == b { Ok(()) } else { Err("other elements".into()) };
+    }
+    let wide = |t: &Tensor| cast(t, DType::F64).and_then(Tensor::into_vec::<f64>).map_err(|e| e.to_string());
+    let (x, y) = (wide(a)?, wide(b)?);
+    let largest = y.iter().filter(|v| v.is_finite()).fold(0f64, |m, v| m.max(v.abs()));
+    let limit = share(a.dtype()) * largest;
+    match x.iter().zip(&y).position(|(x, y)| !(x == y || (x.is_nan() && y.is_nan()) || (x - y).abs() <= limit)) {
+        None => Ok(()),
+        Some(i) => Err(format!("element {i}: expected {}, found {} (largest {largest})", y[i], x[i])),
+    }
+}
+
+fn interface(model: &Model) -> String {
+    let g = &model.graph;
+    let inputs = g.inputs().iter().map(|&i| format!("{:?}", g.node(i).outputs[0].ty).to_owned() + g.name_of(i.value(0)));
+    let outputs = g.outputs().iter().map(|o| format!("{:?}", o.ty) + g.name_of(o.value));
+    inputs.chain(outputs).collect::<Vec<_>>().join("\n")
+}
+
+/// The text of a model reads back to the same text.
+fn text_is_stable(model: &Model) -> Result<(), String> {
+    let text = print_model(model);
+    let again = parse_model(&text).map_err(|e| format!("its text does not parse: {e}"))?;
+    if print_model(&again) == text { Ok(()) } else { Err("its text reads back as another".into()) }
+}
+
+/// Runs a pass; the model is valid afterwards, its interface is kept, and a second run changes nothing.
+fn apply(pass: &dyn Fn(&mut Model) -> Result<Changed, passes::PassError>, model: &Model) -> Result<(Model, Changed), String> {
+    let mut new = model.clone();
+    let did = pass(&mut new).map_err(|e| e.to_string())?;
+    if let Some(fault) = verify(&new).first() {
+        return Err(format!("invalid: {fault}"));
+    }
+    if interface(&new) != interface(model) {
+        return Err("the interface changed".into());
+    }
+    if did == Changed::No && print_model(&new) != print_model(model) {
+        return Err("it changed something and says it did not".into());
+    }
+    let text = print_model(&new);
+    if pass(&mut new).map_err(|e| e.to_string())? == Changed::Yes || print_model(&new) != text {
+        return Err("a second run changes it".into());
+    }
+    Ok((new, did))
+}
+
+type Named = (&'static str, Box<dyn Fn(&mut Model) -> Result<Changed, passes::PassError>>);
+
+/// Every pass of the catalogue, and all that `optimize` runs.
+fn all_passes() -> Vec<Named> {
+    let mut all: Vec<Named> = Vec::new();
+    for pass in catalogue() {
+        all.push((pass.name(), Box::new(move |m: &mut Model| pass.run(m, &mut Report::default()))));
+    }
+    all.push(("optimize", Box::new(|m: &mut Model| passes::optimize(m, "", &mut Report::default()))));
+    let skip = FUSE.join(",");
+    all.push(("optimize without fusing", Box::new(move |m: &mut Model| passes::optimize(m, &skip, &mut Report::default()))));
+    all
+}
+
+fn run(model: &Model, inputs: &[Value]) -> Result<Vec<(String, Value)>, String> {
+    let session = Session::new(model, Options { threads: 1, ..Options::default() }).map_err(|e| e.to_string())?;
+    let names: Vec<String> = session.inputs().iter().filter(|i| !i.2).map(|i| i.0.to_owned()).collect();
+    let all: Vec<String> = session.inputs().iter().map(|i| i.0.to_owned()).collect();
+    let names = if inputs.len() <= names.len() { names } else { all };
+    session.run(names.into_iter().zip(inputs.iter().cloned()).collect()).map_err(|e| e.to_string())
+}
+
+/// Each pass on a model, beside the model without it, on each set of inputs.
+fn check_model(model: &Model, sets: &[Vec<Value>]) -> Vec<String> {
+    let mut faults: Vec<String> = text_is_stable(model).err().into_iter().collect();
+    let plain: Vec<_> = sets.iter().map(|inputs| run(model, inputs)).collect();
+    for (name, pass) in all_passes() {
+        let new = match apply(&*pass, model) {
+            Ok((_, Changed::No)) => continue,
+            Ok((new, _)) => new,
+            Err(e) => {
+                faults.push(format!("{name}: {e}"));
+                continue;
+            }
+        };
+        faults.extend(text_is_stable(&new).err().map(|e| format!("{name}: {e}")));
+        for (inputs, plain) in sets.iter().zip(&plain) {
+            let Ok(plain) = plain else { continue };
+            let found = match run(&new, inputs) {
+                Ok(found) => found,
+                Err(e) => {
+                    faults.push(format!("{name}: {e}"));
+                    continue;
+                }
+            };
+            for ((output, found), (_, plain)) in found.iter().zip(plain) {
+                let exactly = exact(name) && name != "optimize";
+                if exactly && bits(found) != bits(plain) {
+                    faults.push(format!("{name}: output {output} differs in a bit: {:?}", near(found, plain)));
+                } else if !exactly && let Err(e) = near(found, plain) {
+                    faults.push(format!("{name}: output {output}: {e}"));
+                }
+            }
+        }
+    }
+    faults
+}
+
+fn model_folders() -> Vec<PathBuf> {
+    let mut roots = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("models")];
+    roots.extend(std::env::var_os("GRAPHTOOL_MODELS").map(PathBuf::from));
+    let entries = roots.iter().flat_map(|r| std::fs::read_dir(r).expect("a folder of models").flatten().map(|e| e.path()));
+    let mut all: Vec<PathBuf> = entries.filter(|p| p.join("model.onnx").is_file()).collect();
+    all.sort();
+    all
+}
+
+/// Calls `f` on each item, on a few threads of their own with room for deep bodies: a session waits for its pool.
+fn each<T: Sync>(items: &[T], f: impl Fn(&T) -> Vec<String> + Sync) -> Vec<String> {
+    let next = AtomicUsize::new(0);
+    let faults = Mutex::new(Vec::new());
+    let work = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| f(item))).unwrap_or_else(|_| vec!["panic".into()]);
+            faults.lock().expect("no panic holds it").extend(found);
+        }
+    };
+    std::thread::scope(|s| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            std::thread::Builder::new().stack_size(64 << 20).spawn_scoped(s, work).expect("a thread");
+        }
+    });
+    let mut faults = faults.into_inner().expect("no panic holds it");
+    faults.sort();
+    faults
+}
+
+#[test]
+fn every_pass_keeps_the_answers_of_every_model() {
+    let folders = model_folders();
+    assert!(folders.len() >= 15, "only {} models", folders.len());
+    let faults = each(&folders, |folder| {
+        let model = formats::load(&folder.join("model.onnx")).expect("a model");
+        let is_set = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("test_data_set_"));
+        let mut paths: Vec<_> = std::fs::read_dir(folder).expect("a folder").flatten().map(|e| e.path()).filter(is_set).collect();
+        paths.sort();
+        let inputs = |p: &PathBuf| read_folder(p, "input").expect("inputs").into_iter().map(|(_, v)| v).collect::<Vec<_>>();
+        let sets: Vec<Vec<Value>> = paths.iter().map(inputs).collect();
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        check_model(&model, &sets).into_iter().map(|f| format!("{name}: {f}")).collect()
+    });
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// What the suite's cases are given, where this build runs them.
+fn suite_sets(case: &Case, model: &Model) -> Vec<(Vec<Value>, Vec<Value>)> {
+    let types = |list: Vec<Option<graphtool::ir::Type>>| list;
+    let given = types(model.graph.inputs().iter().map(|&i| model.graph.node(i).outputs[0].ty.clone()).collect());
+    let made = types(model.graph.outputs().iter().map(|o| o.ty.clone()).collect());
+    let read = |set: &PathBuf| Some((read_values(&set.join("input"), &given).ok()?, read_values(&set.join("output"), &made).ok()?));
+    case.sets.iter().filter_map(read).collect()
+}
+
+fn suite() -> Option<Vec<Case>> {
+    let Some(root) = std::env::var_os("GRAPHTOOL_ONNX_SUITE").map(PathBuf::from) else {
+        eprintln!("skipped: GRAPHTOOL_ONNX_SUITE does not name the suite's data folder");
+        return None;
+    };
+    let filter = std::env::var("GRAPHTOOL_ONNX_FILTER").unwrap_or_default();
+    let all: Vec<Case> = cases(&root, &filter).into_iter().filter(|c| c.category == "node" || c.category == "simple").collect();
+    eprintln!("{} cases", all.len());
+    Some(all)
+}
+
+#[test]
+fn every_pass_keeps_the_answers_of_the_suite() {
+    let Some(cases) = suite() else { return };
+    let faults = each(&cases, |case| {
+        let Ok(model) = formats::load(&case.model) else { return Vec::new() };
+        let sets: Vec<_> = suite_sets(case, &model).into_iter().map(|s| s.0).collect();
+        check_model(&model, &sets).into_iter().map(|f| format!("{}: {f}", case.name)).collect()
+    });
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn the_suite_passes_in_a_later_opset_or_is_refused() {
+    let Some(cases) = suite() else { return };
+    let (upgraded, refused) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let faults = each(&cases, |case| {
+        let Ok(model) = formats::load(&case.model) else { return Vec::new() };
+        let to = 24;
+        if model.opset("") == 0 || model.opset("") >= to {
+            return Vec::new();
+        }
+        let pass = UpgradeOpset { to };
+        let new = match apply(&|m| pass.run(m, &mut Report::default()), &model) {
+            Ok((new, _)) => new,
+            Err(e) if e.contains("cannot be written") => {
+                refused.lock().expect("no panic holds it").push(format!("{}: {e}", case.name));
+                return Vec::new();
+            }
+            Err(e) => return vec![format!("{}: {e}", case.name)],
+        };
+        upgraded.fetch_add(1, Ordering::Relaxed);
+        let mut faults = Vec::new();
+        for (inputs, expected) in suite_sets(case, &model) {
+            let right = |outputs: &[(String, Value)]| {
+                outputs.iter().zip(&expected).try_for_each(|((_, v), e)| compare(v, e, Tolerance::SUITE))
+            };
+            let Ok(plain) = run(&model, &inputs) else { continue };
+            if right(&plain).is_err() {
+                continue;
+            }
+            match run(&new, &inputs) {
+                Ok(found) => faults.extend(right(&found).err().map(|e| format!("{}: {e}", case.name))),
+                Err(e) => faults.push(format!("{}: {e}", case.name)),
+            }
+        }
+        faults
+    });
+    let refused = refused.into_inner().expect("no panic holds it");
+    println!("{} upgraded, {} refused:\n{}", upgraded.into_inner(), refused.len(), refused.join("\n"));
+    assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
