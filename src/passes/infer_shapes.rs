@@ -33,6 +33,9 @@ const SMALL: usize = 4096;
 /// Nodes in functions that are followed; the values of further calls stay unknown.
 const MAX_CALLED: usize = 100_000;
 
+/// What symbols begin with that inference gives, and no file does.
+const OWN: char = '\u{0}';
+
 /// The pass.
 #[derive(Debug, Clone, Copy)]
 pub struct InferShapes;
@@ -85,7 +88,14 @@ pub fn output_types(model: &Model) -> Vec<Option<Type>> {
 /// The inferred types of the values of the main graph, by name.
 pub fn value_types(model: &Model) -> HashMap<String, Type> {
     let main = facts(model).pop().unwrap_or_default();
-    main.into_iter().filter_map(|(name, fact)| Some((name, fact.ty?))).collect()
+    let plain = |ty: Type| match ty {
+        Type::Tensor { dtype, shape: Some(dims) } => {
+            let dims = dims.into_iter().map(|d| if is_unknown(&d) { Dim::Unknown } else { d });
+            Type::Tensor { dtype, shape: Some(dims.collect()) }
+        }
+        other => other,
+    };
+    main.into_iter().filter_map(|(name, fact)| Some((name, plain(fact.ty?)))).collect()
 }
 
 type Types = Vec<(ValueId, Type)>;
@@ -143,6 +153,8 @@ struct Walk<'m> {
     depth: usize,
     /// Whether the facts of each value are given back.
     keep: bool,
+    /// Symbols given to dims that are not known.
+    symbols: usize,
 }
 
 type Around<'a> = &'a dyn Fn(&str) -> Fact;
@@ -152,7 +164,7 @@ impl<'m> Walk<'m> {
         // Calls without end are the verifier's to name.
         let sound = crate::ir::function_faults(model).is_none();
         let functions = model.functions.iter().rev().filter(|_| sound).map(|f| (f.op(), f)).collect();
-        Self { functions, faults: Vec::new(), called: 0, depth: 0, keep: false }
+        Self { functions, faults: Vec::new(), called: 0, depth: 0, keep: false, symbols: 0 }
     }
 
     /// Follows a graph whose inputs are known as said. `certain`: its nodes run whenever the model does.
@@ -163,6 +175,7 @@ impl<'m> Walk<'m> {
         for &id in graph.inputs() {
             let mut fact = given.next().unwrap_or_default();
             fact.ty = exact(fact.ty, graph.type_of(id.value(0)));
+            self.tell_apart(&mut fact);
             facts.insert(id.value(0), fact);
         }
         for &id in graph.captures() {
@@ -200,6 +213,7 @@ impl<'m> Walk<'m> {
                 if !known {
                     fact.ty = output.ty.clone();
                 }
+                self.tell_apart(&mut fact);
                 if let Some(ty) = &fact.ty
                     && !output.name.is_empty()
                     && output.ty.as_ref() != Some(ty)
@@ -216,6 +230,15 @@ impl<'m> Walk<'m> {
             found.facts = facts.into_iter().map(|(v, fact)| (graph.name_of(v).to_owned(), fact)).collect();
         }
         found
+    }
+
+    /// Where facts are kept, each dim that is not known gets a symbol of its own, so that it is seen where it comes back.
+    fn tell_apart(&mut self, fact: &mut Fact) {
+        let Some(Type::Tensor { shape: Some(dims), .. }) = fact.ty.as_mut().filter(|_| self.keep) else { return };
+        for dim in dims.iter_mut().filter(|d| **d == Dim::Unknown) {
+            self.symbols += 1;
+            *dim = Dim::Symbol(format!("{OWN}{}", self.symbols).into());
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -445,13 +468,22 @@ fn exact(found: Option<Type>, stated: Option<&Type>) -> Option<Type> {
     }
 }
 
+/// Whether nothing is known of a dim but where else it is.
+fn is_unknown(d: &Dim) -> bool {
+    match d {
+        Dim::Unknown => true,
+        Dim::Symbol(s) => s.starts_with(OWN),
+        Dim::Known(_) => false,
+    }
+}
+
 /// Whether `a` says the same as `b`, and more.
 fn refines(a: &Type, b: &Type) -> bool {
     match (a, b) {
         (Type::Tensor { dtype: d, shape: s }, Type::Tensor { dtype: e, shape: t }) => {
             let dtypes = e.is_none() || d == e;
             let dims = match (s, t) {
-                (Some(s), Some(t)) => s.len() == t.len() && s.iter().zip(t).all(|(x, y)| x == y || matches!(y, Dim::Unknown)),
+                (Some(s), Some(t)) => s.len() == t.len() && s.iter().zip(t).all(|(x, y)| x == y || is_unknown(y)),
                 (_, None) => true,
                 (None, Some(_)) => false,
             };
