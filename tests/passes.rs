@@ -14,7 +14,7 @@ use compare::{Tolerance, compare};
 use graphtool::data::folder::read_folder;
 use graphtool::exec::{Options, Session};
 use graphtool::formats;
-use graphtool::ir::{Model, parse_model, print_graph, print_model, verify};
+use graphtool::ir::{Model, Type, parse_model, print_graph, print_model, verify};
 use graphtool::passes::{self, Changed, FUSE, Pass, Report, TableTaken, UpgradeOpset, catalogue, example, page, section, with_settings};
 use graphtool::tensor::{DType, Tensor, Value, cast};
 use std::path::{Path, PathBuf};
@@ -58,7 +58,12 @@ fn check_page(pass: Box<dyn Pass>) -> Result<(), String> {
     let mut report = Report::default();
     let pass = set_up(pass, &model, &mut report);
     let mut run = |model: &mut Model| pass.run(model, &mut report).map_err(|e| format!("{name}: {e}"));
+    let plain = model.clone();
     let did = run(&mut model)?;
+    // What needs servers or other ranks is run by other tests.
+    if [&plain, &model].iter().all(|m| m.opset("graphtool") == 0 && !uses_domain(m, "graphtool")) {
+        same_answers(name, &plain, &model)?;
+    }
     let found = if before.starts_with("model") { print_model(&model) } else { print_graph(&model.graph) };
     if did == Changed::No || !verify(&model).is_empty() {
         return fault(&format!("{did:?}, {:?}", verify(&model)));
@@ -71,6 +76,33 @@ fn check_page(pass: Box<dyn Pass>) -> Result<(), String> {
         return Ok(());
     }
     if found == after { Ok(()) } else { fault(&format!("expected\n{after}found\n{found}")) }
+}
+
+fn uses_domain(model: &Model, domain: &str) -> bool {
+    model.graphs().iter().any(|g| g.ops().iter().any(|&id| g.node(id).op().is_some_and(|op| &*op.domain == domain)))
+}
+
+/// Runs both on made inputs: numbers between -1 and 1, small integers, 3 for each dim that is a symbol.
+fn same_answers(name: &str, plain: &Model, new: &Model) -> Result<(), String> {
+    let inputs: Vec<Value> = plain.graph.inputs().iter().enumerate().map(|(k, &i)| made(k, plain.graph.type_of(i.value(0)))).collect();
+    let (expected, found) = (run(plain, &inputs)?, run(new, &inputs)?);
+    for ((output, a), (_, b)) in found.iter().zip(&expected) {
+        let good = if exact(name) { (bits(a) == bits(b)).then_some(()).ok_or_else(|| "another bit".into()) } else { near(a, b) };
+        good.map_err(|e| format!("{name}, output {output}: {e}"))?;
+    }
+    Ok(())
+}
+
+fn made(k: usize, ty: Option<&Type>) -> Value {
+    let ty = ty.expect("a stated type");
+    let dims: Vec<usize> = ty.shape().expect("dims").iter().map(|d| d.known().unwrap_or(3)).collect();
+    let n = dims.iter().product::<usize>();
+    let numbers = (0..n).map(|i| ((i * 37 + k * 11) % 41) as f32 / 20.5 - 1.0).collect();
+    let dtype = ty.dtype().expect("a dtype");
+    let scaled = if dtype.is_float() { 1f32 } else { 8.0 };
+    let t =
+        Tensor::new(dims, numbers).and_then(|t| cast(&Tensor::new(t.shape(), t.to_f32s()?.iter().map(|x| x * scaled).collect())?, dtype));
+    Value::Tensor(t.expect("a tensor"))
 }
 
 /// Puts a graph into the *After* of a page.
@@ -275,7 +307,7 @@ fn draws(model: &Model) -> bool {
 
 /// What the suite's cases are given, where this build runs them.
 fn suite_sets(case: &Case, model: &Model) -> Vec<(Vec<Value>, Vec<Value>)> {
-    let types = |list: Vec<Option<graphtool::ir::Type>>| list;
+    let types = |list: Vec<Option<Type>>| list;
     let given = types(model.graph.inputs().iter().map(|&i| model.graph.node(i).outputs[0].ty.clone()).collect());
     let made = types(model.graph.outputs().iter().map(|o| o.ty.clone()).collect());
     let read = |set: &PathBuf| Some((read_values(&set.join("input"), &given).ok()?, read_values(&set.join("output"), &made).ok()?));
@@ -338,9 +370,8 @@ fn the_suite_passes_in_a_later_opset_or_is_refused() {
         upgraded.fetch_add(1, Ordering::Relaxed);
         let mut faults = Vec::new();
         for (inputs, expected) in suite_sets(case, &model) {
-            let right = |outputs: &[(String, Value)]| {
-                outputs.iter().zip(&expected).try_for_each(|((_, v), e)| compare(v, e, Tolerance::SUITE))
-            };
+            let right =
+                |outputs: &[(String, Value)]| outputs.iter().zip(&expected).try_for_each(|((_, v), e)| compare(v, e, Tolerance::SUITE));
             let Ok(plain) = run(&model, &inputs) else { continue };
             if right(&plain).is_err() {
                 continue;
@@ -355,4 +386,213 @@ fn the_suite_passes_in_a_later_opset_or_is_refused() {
     let refused = refused.into_inner().expect("no panic holds it");
     println!("{} upgraded, {} refused:\n{}", upgraded.into_inner(), refused.len(), refused.join("\n"));
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+fn changes(pass: &str, text: &str) -> (Changed, String) {
+    let mut model = parse_model(text).unwrap_or_else(|e| panic!("{pass}: {e}\n{text}"));
+    let pass = catalogue().into_iter().find(|p| p.name() == pass).expect("a pass");
+    let did = pass.run(&mut model, &mut Report::default()).expect("a run");
+    (did, print_graph(&model.graph))
+}
+
+/// `(pass, inputs, lines)`: graphs that look like what a pass is for, and are not.
+const LEFT_ALONE: &[(&str, &str, &str)] = &[
+    (
+        "constant-branches",
+        "c: bool[], x: float32[2]",
+        "y = If(c) {then_branch=graph t() -> (u) {u = Neg(x)}, else_branch=graph e() -> (v) {v = Abs(x)}}",
+    ),
+    (
+        "fold-shapes",
+        "x: float32[a,b]",
+        "s = Shape(x)\n f = Flatten(s) {axis=0}\n m: int64[1] = Constant() {value=int64[1] [-1]}\n t = Concat(m, s) {axis=0}\n y = Reshape(x, t)",
+    ),
+    ("fuse-activations", "x: float32[2,2], w: float32[2,2]", "t = Gemm(x, w)\n u = Relu(t)\n y = Add(t, u)"),
+    ("fuse-activations", "x: float64[2,2], w: float64[2,2]", "t = Gemm(x, w)\n y = Relu(t)"),
+    (
+        "fuse-gelu",
+        "x: float32[2]",
+        "r = Constant() {value=float32[] [1.5]}\n o = Constant() {value=float32[] [1.0]}\n h = Constant() {value=float32[] [0.5]}\n a = Div(x, r)\n b = Erf(a)\n c = Add(b, o)\n d = Mul(x, c)\n y = Mul(d, h)",
+    ),
+    (
+        "fuse-gelu",
+        "x: float16[2]",
+        "r = Constant() {value=float32[] [1.4142135]}\n rh = Cast(r) {to=10}\n o = Constant() {value=float32[] [1.0]}\n oh = Cast(o) {to=10}\n h = Constant() {value=float32[] [0.5]}\n hh = Cast(h) {to=10}\n a = Div(x, rh)\n b = Erf(a)\n c = Add(b, oh)\n d = Mul(x, c)\n y = Mul(d, hh)",
+    ),
+    (
+        "fuse-layer-normalization",
+        "x: float32[2,4], gamma: float32[4]",
+        "l = Constant() {value=int64[1] [-1]}\n e = Constant() {value=float32[] [1e-5]}\n m = ReduceMean(x, l)\n d = Sub(x, m)\n q = Mul(d, d)\n v = ReduceMean(q, l)\n s = Add(v, e)\n r = Sqrt(s)\n n = Div(d, r)\n y = Mul(n, gamma)",
+    ),
+    (
+        "fuse-layer-normalization",
+        "x: float32[2,2]",
+        "l = Constant() {value=int64[1] [-1]}\n f = Constant() {value=int64[1] [0]}\n gamma = Constant() {value=float32[2] [1.0, 2.0]}\n e = Constant() {value=float32[] [1e-5]}\n m = ReduceMean(x, l)\n d = Sub(x, m)\n q = Mul(d, d)\n v = ReduceMean(q, f)\n s = Add(v, e)\n r = Sqrt(s)\n n = Div(d, r)\n y = Mul(n, gamma)",
+    ),
+    ("fuse-matmul", "x: float32[1,2], w: float32[2,3], c: float32[4,3]", "t = MatMul(x, w)\n y = Add(t, c)"),
+    ("fuse-matmul", "x: float32[n,2], w: float32[2,3], c: float32[m,3]", "t = MatMul(x, w)\n y = Add(t, c)"),
+    ("fuse-matmul", "x: float16[2,2], w: float16[2,2], c: float16[2]", "t = MatMul(x, w)\n y = Add(t, c)"),
+    ("fuse-matmul", "x: float32[4,2,3], w: float32[4,2,3]", "t = Transpose(w) {perm=[2, 1, 0]}\n y = MatMul(x, t)"),
+    (
+        "fuse-skip-layer-normalization",
+        "x: float32[2,3,2], s: float32[2]",
+        "g = Constant() {value=float32[2] [1.0, 2.0]}\n t = Add(x, s)\n y = LayerNormalization(t, g)",
+    ),
+    ("merge-initializers", "x: float32[1]", "param a: float32[1] = [0.0]\n param b: float32[1] = [-0.0]\n t = Add(x, a)\n y = Add(t, b)"),
+    ("reshape-chains", "x: float32[a,b,c]", "m = Constant() {value=int64[1] [0]}\n u = Flatten(x) {axis=2}\n y = Unsqueeze(u, m)"),
+    (
+        "simplify-slices",
+        "x: float32[8]",
+        "a = Constant() {value=int64[1] [1]}\n e = Constant() {value=int64[1] [7]}\n z = Constant() {value=int64[1] [0]}\n u = Slice(x, a, e, z)\n y = Slice(u, a, e, z)",
+    ),
+    (
+        "split-slices",
+        "x: float32[8]",
+        "a = Constant() {value=int64[1] [1]}\n b = Constant() {value=int64[1] [3]}\n c = Constant() {value=int64[1] [5]}\n z = Constant() {value=int64[1] [0]}\n u = Slice(x, z, b, z)\n v = Slice(x, a, c, z)\n y = Concat(u, v) {axis=0}",
+    ),
+];
+
+#[test]
+fn what_only_looks_alike_is_left_alone() {
+    for (pass, inputs, lines) in LEFT_ALONE {
+        let text = format!("graph g({inputs}) -> (y) {{\n {lines}\n}}");
+        let (did, found) = changes(pass, &text);
+        assert_eq!(did, Changed::No, "{pass}: {found}");
+    }
+}
+
+/// `(opset, inputs, lines)`: ops whose attributes, inputs or defaults changed in a later version.
+const OLD: &[(i64, &str, &str)] = &[
+    (3, "x: float32[2,3]", "y = Concat(x, x)"),
+    (4, "x: float32[2,3]", "y = Reshape(x) {shape=[3, -1]}"),
+    (5, "x: float32[2,3]", "y = Selu(x)"),
+    (6, "x: float32[2,3,4], b: float32[3]", "y = Add(x, b) {broadcast=1, axis=1}"),
+    (6, "x: float32[2,3,4], b: float32[4]", "y = Mul(x, b) {broadcast=1}"),
+    (6, "x: float32[2,3]", "y = Dropout(x) {is_test=1, ratio=0.3}"),
+    (
+        6,
+        "x: float32[2,3,4], s: float32[3], b: float32[3], m: float32[3], v: float32[3]",
+        "w = Abs(v)\n y = BatchNormalization(x, s, b, m, w) {is_test=1}",
+    ),
+    (9, "x: float32[4,5]", "y = Slice(x) {starts=[1, -3], ends=[3, 100], axes=[0, 1]}"),
+    (9, "x: float32[4,5]", "y, i = TopK(x) {k=2, axis=1}"),
+    (9, "x: float32[1,1,2,3]", "s = Constant() {value=float32[4] [1.0, 1.0, 2.0, 2.0]}\n y = Upsample(x, s) {mode=\"nearest\"}"),
+    (9, "x: float32[1,1,2,3]", "s = Constant() {value=float32[4] [1.0, 1.0, 2.0, 3.0]}\n y = Upsample(x, s) {mode=\"linear\"}"),
+    (7, "x: float32[1,1,2,3]", "y = Upsample(x) {mode=\"nearest\", scales=[1.0, 1.0, 2.0, 2.0]}"),
+    (9, "x: float32[2,2], u: float32[1,2]", "i = Constant() {value=int64[1,2] [1, 0]}\n y = Scatter(x, i, u)"),
+    (10, "x: float32[1,1,3,3]", "s = Constant() {value=float32[4] [1.0, 1.0, 0.6, 2.0]}\n y = Resize(x, s) {mode=\"nearest\"}"),
+    (10, "x: float64[2,3]", "y = Pad(x) {pads=[0, 1, 1, 0], value=0.5}"),
+    (10, "x: float64[2,3]", "y = Clip(x) {min=-0.5, max=0.25}"),
+    (11, "x: float32[2,3]", "y = Dropout(x) {ratio=0.25}"),
+    (12, "x: float32[2,3,4]", "y = Softmax(x)"),
+    (12, "x: float32[2,3,4]", "y = LogSoftmax(x) {axis=-1}"),
+    (12, "x: float32[2,3,4]", "y = Hardmax(x) {axis=0}"),
+    (12, "x: float32[2,1,4]", "t = Squeeze(x) {axes=[1]}\n u = Unsqueeze(t) {axes=[0]}\n y = ReduceSum(u) {axes=[1], keepdims=0}"),
+    (12, "x: float32[4,3]", "y, z = Split(x) {axis=0, split=[1, 3]}"),
+    (12, "x: float32[4,3]", "y, z = Split(x)"),
+    (17, "x: float32[2,3,4]", "t = ReduceMean(x) {axes=[-1]}\n y = ReduceL2(t) {axes=[0], keepdims=0}"),
+    (17, "x: float32[1,4,1]", "y = DFT(x) {axis=1}"),
+    (
+        15,
+        "x: float32[1,1,4,4], r: float32[1,4]",
+        "b = Constant() {value=int64[1] [0]}\n q = Abs(r)\n y = RoiAlign(x, q, b) {output_height=2, output_width=2}",
+    ),
+    (19, "x: float32[1,1,3,3], g: float32[1,2,2,2]", "y = GridSample(x, g)"),
+    (19, "x: float32[1,1,3,3], g: float32[1,2,2,2]", "y = GridSample(x, g) {mode=\"bicubic\"}"),
+];
+
+#[test]
+fn a_later_opset_keeps_the_answers() {
+    for (opset, inputs, lines) in OLD {
+        let plain =
+            parse_model(&format!("model ir_version=4 opset=[\"\"={opset}]\ngraph g({inputs}) -> (y) {{\n {lines}\n}}")).expect(lines);
+        for to in [7, 10, 11, 13, 14, 18, 20, 24].into_iter().filter(|to| to > opset) {
+            let pass = UpgradeOpset { to };
+            let (new, _) = apply(&|m| pass.run(m, &mut Report::default()), &plain).unwrap_or_else(|e| panic!("{lines} to {to}: {e}"));
+            same_answers("dead-code", &plain, &new).unwrap_or_else(|e| panic!("{lines} from {opset} to {to}: {e}\n{}", print_model(&new)));
+        }
+    }
+}
+
+#[test]
+fn what_a_later_opset_cannot_say_is_refused_by_name() {
+    let cases = [
+        (
+            6,
+            "t = Tile(x, x, x)",
+            "node \"t\" (Tile) cannot be written in opset 13: its inputs or attributes mean other things from version 6 on",
+        ),
+        (6, "t = Dropout(x)", "node \"t\" (Dropout) cannot be written in opset 13: it trains"),
+        (9, "t, m = Dropout(x)", "node \"t\" (Dropout) cannot be written in opset 13: its mask has another type"),
+        (9, "t = Mystery(x)", "node \"t\" (Mystery) cannot be written in opset 13: this build does not know the op"),
+    ];
+    for (opset, line, message) in cases {
+        let text = format!(
+            "model ir_version=4 opset=[\"\"={}]\ngraph g(x: float32[2]) -> (t) {{\n {line}\n}}",
+            if line.contains("Tile") { 5 } else { opset }
+        );
+        let mut model = parse_model(&text).expect("a model");
+        let error = UpgradeOpset { to: 13 }.run(&mut model, &mut Report::default()).expect_err(line).to_string();
+        assert_eq!(error, message);
+        assert_eq!(print_model(&model), print_model(&parse_model(&text).expect("a model")), "{line}: it is left as it was");
+    }
+    let mut model = parse_model("model ir_version=8 opset=[\"\"=17]\ngraph g(x: float32[2]) -> (y) {\n y = Neg(x)\n}").expect("a model");
+    let mut to = |to| UpgradeOpset { to }.run(&mut model, &mut Report::default()).expect_err("refused").to_string();
+    assert_eq!(to(13), "the model is of opset 17; only a later one can be written, not 13");
+    assert!(to(1000).starts_with("opset 1000 is not known; the latest is "), "{}", to(1000));
+}
+
+#[test]
+fn functions_are_upgraded_with_the_model_and_kept() {
+    let text = r#"
+    model ir_version=8 opset=[""=12, "my"=1]
+    function domain="my" opset=[""=12] attributes=[axes] defaults={} Sum(a) -> (b) {
+      t = Unsqueeze(a) {axes=[0]}
+      b = ReduceSum(t) {axes=[0], keepdims=0}
+    }
+    graph g(x: float32[2,3]) -> (y) {
+      u = my::Sum(x)
+      y = my::Sum(u)
+    }"#;
+    let plain = parse_model(text).expect("a model");
+    let pass = UpgradeOpset { to: 17 };
+    let (new, _) = apply(&|m| pass.run(m, &mut Report::default()), &plain).expect("an upgrade");
+    assert_eq!((new.functions.len(), new.functions[0].opset_imports[0].version), (1, 17));
+    assert!(new.functions[0].graph.params().is_empty(), "a function has no initializers");
+    same_answers("dead-code", &plain, &new).expect("equal answers");
+}
+
+#[test]
+fn names_that_are_taken_stay_whose_they_are() {
+    for pass in catalogue() {
+        let Some(before) = example(&page(pass.source()), "Before") else { continue };
+        let mut once = parse_model(&before).expect("a model");
+        pass.run(&mut once, &mut Report::default()).expect("a run");
+        // A second graph owns every name that the pass made.
+        let (mut first, mut taken) = (Vec::new(), Vec::new());
+        let plain = parse_model(&before).expect("a model");
+        let names = |m: &Model, out: &mut Vec<String>| {
+            let g = &m.graph;
+            out.extend(g.nodes().flat_map(|id| g.node(id).outputs.iter().map(|o| o.name.clone())).filter(|n| !n.is_empty()));
+        };
+        names(&plain, &mut first);
+        names(&once, &mut taken);
+        let new: Vec<String> = taken.into_iter().filter(|n| !first.contains(n)).collect();
+        let Some((head, body)) = before.rsplit_once("-> (") else { continue };
+        let (outputs, lines) = body.split_once(") {\n").expect("a graph");
+        if before.contains("then_branch") || before.contains("body=") {
+            continue;
+        }
+        let more: String = new.iter().map(|n| format!("  {n} = Constant() {{value=float32[] [7.0]}}\n")).collect();
+        let extra: String = new.iter().map(|n| format!(", {n}")).collect();
+        let text = format!("{head}-> ({outputs}{extra}) {{\n{more}{lines}");
+        let mut model = parse_model(&text).unwrap_or_else(|e| panic!("{}: {e}\n{text}", pass.name()));
+        pass.run(&mut model, &mut Report::default()).unwrap_or_else(|e| panic!("{}: {e}", pass.name()));
+        assert_eq!(verify(&model), [""; 0], "{}", pass.name());
+        let mut again = parse_model(&text).expect("a model");
+        pass.run(&mut again, &mut Report::default()).expect("a run");
+        assert_eq!(print_model(&model), print_model(&again), "{}: the same names in each run", pass.name());
+        let kept: Vec<String> = model.graph.outputs().iter().map(|o| model.graph.name_of(o.value).to_owned()).collect();
+        assert!(new.iter().all(|n| kept.contains(n)), "{}", pass.name());
+    }
 }

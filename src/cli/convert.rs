@@ -1,6 +1,6 @@
 //! `graphtool convert`
 
-use super::save::save;
+use super::save::{save, valid};
 use super::{output, usage};
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External};
 use crate::passes::{Pass, PassError, Report, StandardOps, UpgradeOpset};
@@ -24,7 +24,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let mut model = crate::formats::load(&args.model)?;
+    let mut model = valid(&args.model)?;
     StandardOps.run(&mut model, &mut Report::default())?;
     if let Some(to) = args.opset {
         UpgradeOpset { to }.run(&mut model, &mut Report::default()).map_err(|e| match e {

@@ -36,7 +36,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         }
         op(def)?;
     }
-    let others: Vec<String> = all.iter().filter(|d| d.name == name && found.iter().all(|f| f.domain != d.domain)).map(|d| title(d)).collect();
+    let others: Vec<String> =
+        all.iter().filter(|d| d.name == name && found.iter().all(|f| f.domain != d.domain)).map(|d| title(d)).collect();
     if !others.is_empty() {
         output::line(format!("See also   {}", others.join(", ")))?;
     }
@@ -70,7 +71,9 @@ fn op(def: &OpDef) -> anyhow::Result<()> {
         (Run::Kernel(_), false) => ("a kernel", "no: it is never folded, merged or dropped"),
         (Run::Control, true) => ("its bodies are run", "yes: it is dropped where nobody reads it"),
         (Run::Control, false) => ("its bodies are run", "no: it is never folded, merged or dropped"),
-        (Run::Host, _) => ("it waits for stores or other ranks", if def.pure { "yes" } else { "no: it is never folded, merged or dropped" }),
+        (Run::Host, _) => {
+            ("it waits for stores or other ranks", if def.pure { "yes" } else { "no: it is never folded, merged or dropped" })
+        }
     };
     output::line(format!("Runs by    {how}"))?;
     output::line(format!("Pure       {fold}"))?;

@@ -1,10 +1,10 @@
 //! `graphtool extract`
 
-use super::save::save;
+use super::save::{save, valid};
 use super::{output, usage};
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External};
 use crate::ir::verify;
-use crate::passes::{PassError, extract, node_count};
+use crate::passes::{PassError, Size, extract};
 use std::path::PathBuf;
 
 /// Cut a part out of a model: what computes some of its values from others
@@ -27,7 +27,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let model = crate::formats::load(&args.model)?;
+    let model = valid(&args.model)?;
     let part = extract(&model, &args.inputs, &args.outputs).map_err(|e| match e {
         PassError::Call(text) => usage(text),
         other => other.into(),
@@ -36,6 +36,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         anyhow::bail!("the part is not valid: {fault}");
     }
     save(&part, &args.output, External::Keep(EXTERNAL_ABOVE))?;
-    output::line(format!("{} of {} nodes: {}", node_count(&part), node_count(&model), args.output.display()))?;
+    output::line(format!("{} of {} nodes: {}", Size::of(&part).nodes, Size::of(&model).nodes, args.output.display()))?;
     Ok(())
 }

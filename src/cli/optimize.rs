@@ -1,9 +1,9 @@
 //! `graphtool optimize`
 
-use super::save::save;
+use super::save::{save, valid};
 use super::{output, size, usage};
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External};
-use crate::passes::{self, Changed, Report, node_count, optimize, parse_passes};
+use crate::passes::{Changed, PassError, Report, Size, Step, optimize, parse_passes};
 use std::path::PathBuf;
 
 /// Make a model smaller and faster, with the same answers
@@ -41,33 +41,34 @@ fn external(text: &str) -> Result<External, String> {
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let named = args.passes.as_deref().map(parse_passes).transpose().map_err(usage)?;
-    let mut model = crate::formats::load(&args.model)?;
-    let (before, constants) = (node_count(&model), model.graph.params().len());
+    let mut model = valid(&args.model)?;
+    let before = Size::of(&model);
     let mut report = Report::default();
     let changed = match named {
         Some(pipeline) => pipeline.run(&mut model, &mut report)?,
         None => optimize(&mut model, &args.skip, &mut report).map_err(|e| match e {
-            passes::PassError::Call(text) => usage(text),
+            PassError::Call(text) => usage(text),
             other => other.into(),
         })?,
     };
     save(&model, &args.output, args.external)?;
-    let unchanged = if changed == Changed::No { ", nothing changed" } else { "" };
-    let after = (node_count(&model), model.graph.params().len());
-    output::line(format!("{before} nodes -> {}, {constants} initializers -> {}{unchanged}", after.0, after.1))?;
-    let rows: Vec<Vec<String>> = report
-        .steps
-        .iter()
-        .map(|s| {
-            let nodes = match s.removed {
-                0 => "no node less".to_owned(),
-                n if n > 0 => format!("{n} nodes less"),
-                n => format!("{} nodes more", -n),
-            };
-            vec![format!("  {}", s.pass), nodes]
-        })
-        .collect();
-    rows.iter().try_for_each(|r| output::line(format!("{:<34}{}", r[0], r[1])))?;
+    let (after, unchanged) = (Size::of(&model), if changed == Changed::No { ", nothing changed" } else { "" });
+    output::line(format!(
+        "{} nodes -> {}, {} initializers -> {}{unchanged}",
+        before.nodes, after.nodes, before.initializers, after.initializers
+    ))?;
+    report.steps.iter().try_for_each(|s| output::line(format!("  {:<32}{}", s.pass, what(s))))?;
     report.remarks.iter().try_for_each(|(pass, text)| output::line(format!("  {pass}: {text}")))?;
     Ok(())
+}
+
+/// What a pass added and took away.
+fn what(step: &Step) -> String {
+    let counts = [(step.nodes, "node"), (step.initializers, "initializer")];
+    let parts: Vec<String> = counts
+        .into_iter()
+        .filter(|(n, _)| *n != 0)
+        .map(|(n, word)| format!("{n:+} {word}{}", if n.abs() == 1 { "" } else { "s" }))
+        .collect();
+    if parts.is_empty() { "changed operands".into() } else { parts.join(", ") }
 }

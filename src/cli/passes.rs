@@ -26,6 +26,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         return Ok(output::line(serde_json::to_string_pretty(&list)?)?);
     }
     let rows: Vec<Vec<String>> =
-        rows.into_iter().map(|(name, kind, what)| vec![name.to_owned(), kind.to_owned(), what.replace(['`', '*'], "")]).collect();
+        rows.into_iter().map(|(name, kind, what)| vec![name.to_owned(), kind.to_owned(), what.replace('`', "")]).collect();
     Ok(output::table(&["pass", "in optimize", "what it does"], &[], &rows)?)
 }

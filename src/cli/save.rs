@@ -1,10 +1,20 @@
-//! Writing a model under its name, with its data file, once both are whole.
+//! Reading a model that is to be changed, and writing it under its name, with its data file, once both are whole.
 
 use super::usage;
 use crate::data::TempPath;
+use crate::formats;
 use crate::formats::onnx::write::{External, to_file};
-use crate::ir::Model;
+use crate::ir::{Model, verify};
 use std::path::Path;
+
+/// The model of a file, if its structure is valid.
+pub(super) fn valid(path: &Path) -> anyhow::Result<Model> {
+    let model = formats::load(path)?;
+    match verify(&model).into_iter().next() {
+        None => Ok(model),
+        Some(fault) => anyhow::bail!("{}: {fault}", path.display()),
+    }
+}
 
 /// Writes `path` and, where constants go outside, `path` with `.data` appended.
 pub(super) fn save(model: &Model, path: &Path, external: External) -> anyhow::Result<()> {

@@ -30,7 +30,12 @@ pub fn extract(model: &Model, inputs: &[String], outputs: &[String]) -> Result<M
         match &graph.node(id).kind {
             _ if !needed.contains(&id) => {}
             Kind::Input(None) if inputs.is_empty() => parts.inputs.push(typed(graph, id.value(0), &types, true)?),
-            Kind::Input(None) => return Err(PassError::Call(format!("input \"{name}\" is needed for {} but not among --inputs", needs(graph, id, &cut, &wanted)))),
+            Kind::Input(None) => {
+                return Err(PassError::Call(format!(
+                    "input \"{name}\" is needed for {} but not among --inputs",
+                    needs(graph, id, &cut, &wanted)
+                )));
+            }
             // A default that nobody overrides is a constant.
             Kind::Input(Some(constant)) => parts.params.push((name.to_owned(), Kind::Param(constant.clone()))),
             _ => {}
@@ -142,15 +147,29 @@ mod tests {
 
     #[test]
     fn the_part_has_the_types_that_inference_finds() {
-        insta::assert_snapshot!(check(&["a"], &["b"]).unwrap(), @"");
-        insta::assert_snapshot!(check(&[], &["b"]).unwrap(), @"");
-        insta::assert_snapshot!(check(&["w", "x"], &["a"]).unwrap(), @"");
+        insta::assert_snapshot!(check(&["a"], &["b"]).unwrap(), @r"
+        graph g(a: float32[n,4]) -> (b: float32[n,4]) {
+          b: float32[n,4] = Relu(a)
+        }
+        ");
+        insta::assert_snapshot!(check(&[], &["b"]).unwrap(), @r"
+        graph g(x: float32[n,4]) -> (b: float32[n,4]) {
+          param w: float32[4] = [1.0, 2.0, 3.0, 4.0]
+          a = Mul(x, w)
+          b: float32[n,4] = Relu(a)
+        }
+        ");
+        insta::assert_snapshot!(check(&["w", "x"], &["a"]).unwrap(), @r"
+        graph g(w: float32[4], x: float32[n,4]) -> (a: float32[n,4]) {
+          a: float32[n,4] = Mul(x, w)
+        }
+        ");
     }
 
     #[test]
     fn refusals_name_the_value() {
         assert_eq!(check(&["a"], &["y"]).unwrap_err(), "input \"z\" is needed for \"y\" but not among --inputs");
-        assert_eq!(check(&["a"], &["bb"]).unwrap_err(), "the graph has no value \"bb\"; near it are b, w");
+        assert_eq!(check(&["a"], &["bb"]).unwrap_err(), "the graph has no value \"bb\"; near it: b");
         assert_eq!(check(&["a", "a"], &["b"]).unwrap_err(), "--inputs: \"a\" is named twice");
     }
 }

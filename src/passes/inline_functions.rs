@@ -19,11 +19,15 @@
 //!   y = LeakyRelu(x) {alpha=0.5}
 //! }
 //! ```
-//! *Leaves alone*: functions that call themselves, functions whose operator sets are not the model's; each is remarked.
+//! *Leaves alone*: functions that call themselves, functions whose operator sets are not the model's; each is remarked. All calls
+//! stay where they stand for more than 20,000 nodes.
 
 use super::{Changed, Pass, PassError, Report};
 use crate::ir::{Function, Graph, Model, Names, NodeId, OpName, normal_domain};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+
+/// Nodes that all calls may stand for.
+const MAX_INLINED: u64 = 20_000;
 
 /// The pass.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +55,11 @@ impl Pass for InlineFunctions {
         if usable.is_empty() {
             return Ok(Changed::No);
         }
+        let nodes = expansion(model);
+        if nodes > MAX_INLINED {
+            report.remarks.push((self.name(), format!("calls of functions stay: they stand for {nodes} nodes, more than {MAX_INLINED}")));
+            return Ok(Changed::No);
+        }
         model.visit_mut(&mut |graph, _| -> Result<(), PassError> {
             while inline(graph, &usable, &mut names)? {
                 changed = Changed::Yes;
@@ -66,6 +75,29 @@ impl Pass for InlineFunctions {
         drop_uncalled(model);
         Ok(changed)
     }
+}
+
+/// Nodes of the main graph once all calls are replaced, as far as they can be counted.
+fn expansion(model: &Model) -> u64 {
+    let mut sizes: HashMap<OpName, u64> = HashMap::new();
+    // A function stands for what those that it calls stand for; a few rounds settle it, for none that is replaced calls itself.
+    for _ in 0..=model.functions.len().min(64) {
+        let next = model.functions.iter().map(|f| (name_of(f), size(&f.graph, &sizes))).collect();
+        if next == sizes {
+            break;
+        }
+        sizes = next;
+    }
+    size(&model.graph, &sizes)
+}
+
+fn size(graph: &Graph, sizes: &HashMap<OpName, u64>) -> u64 {
+    let each = |&id: &NodeId| {
+        let node = graph.node(id);
+        let own = node.op().and_then(|op| sizes.get(op)).copied().unwrap_or(1);
+        node.attrs.iter().flat_map(|(_, a)| a.graphs()).fold(own, |n, g| n.saturating_add(size(g, sizes)))
+    };
+    graph.ops().iter().map(each).fold(0, u64::saturating_add)
 }
 
 fn name_of(f: &Function) -> OpName {

@@ -59,9 +59,9 @@ pub use near::near;
 pub use no_ops::NoOps;
 pub use page::{example, page, plain, section, summary};
 pub use partition_params::PartitionParams;
-pub use pipeline::{FUSE, Pipeline, SIMPLIFY, node_count, optimize, parse_passes};
+pub use pipeline::{FUSE, Pipeline, SIMPLIFY, optimize, parse_passes};
 pub use remote_lookup::{NameFilter, RemoteLookup, Selection, hidden_in_functions};
-pub use report::{LookupRemark, Report, Step, TableTaken};
+pub use report::{LookupRemark, Report, Size, Step, TableTaken};
 pub use reshape_chains::ReshapeChains;
 pub use simplify_slices::SimplifySlices;
 pub use simplify_transposes::SimplifyTransposes;
@@ -162,10 +162,5 @@ pub fn catalogue() -> Vec<Box<dyn Pass>> {
 
 /// The passes that need settings, in alphabetical order, with settings that do nothing: for their pages.
 pub fn with_settings() -> Vec<Box<dyn Pass>> {
-    vec![
-        Box::new(AllReduce::default()),
-        Box::new(PartitionParams),
-        Box::new(RemoteLookup::default()),
-        Box::new(UpgradeOpset { to: 0 }),
-    ]
+    vec![Box::new(AllReduce::default()), Box::new(PartitionParams), Box::new(RemoteLookup::default()), Box::new(UpgradeOpset { to: 0 })]
 }

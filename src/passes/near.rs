@@ -14,7 +14,7 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// `; near it are …` with up to three of the names that a name is near to, or nothing.
+/// `; near it: …` with up to three of the names that a name is near to, or nothing.
 pub fn near<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     let folded = name.to_lowercase();
     let rank = |n: &str| {
@@ -27,7 +27,7 @@ pub fn near<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> String 
     found.sort_unstable();
     found.dedup();
     let found: Vec<&str> = found.into_iter().take(3).map(|f| f.1).collect();
-    if found.is_empty() { String::new() } else { format!("; near it are {}", found.join(", ")) }
+    if found.is_empty() { String::new() } else { format!("; near it: {}", found.join(", ")) }
 }
 
 #[cfg(test)]
@@ -37,8 +37,8 @@ mod tests {
     #[test]
     fn a_slip_and_a_part_are_found() {
         let names = ["Gather", "GatherND", "Relu", "dead-code"];
-        assert_eq!(near("gahter", names), "; near it are Gather");
-        assert_eq!(near("gathernd", names), "; near it are GatherND, Gather");
+        assert_eq!(near("gahter", names), "; near it: Gather");
+        assert_eq!(near("gathernd", names), "; near it: GatherND, Gather");
         assert_eq!(near("Unknown", names), "");
     }
 }

@@ -16,10 +16,11 @@ pub fn section(page: &str, mark: &str) -> Option<String> {
     Some(std::iter::once(first.as_str()).chain(rest).collect::<Vec<_>>().join("\n").trim().to_owned())
 }
 
-/// What a pass does, on one line.
+/// What a pass does, in its first clause.
 pub fn summary(page: &str) -> String {
     let what = section(page, "What").unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-    what.split_once(". ").map_or(what.as_str(), |(first, _)| first).trim_end_matches('.').to_owned()
+    let end = [". ", "; ", ": "].iter().filter_map(|mark| what.find(mark)).min().unwrap_or(what.len());
+    what[..end].trim_end_matches('.').to_owned()
 }
 
 /// The graph in a section.

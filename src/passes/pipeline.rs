@@ -1,7 +1,7 @@
 //! Runs passes one after another and checks the model after each.
 
-use super::{Changed, Pass, PassError, Report, catalogue};
-use crate::ir::{Graph, Model, verify};
+use super::{Changed, Pass, PassError, Report, Size, catalogue};
+use crate::ir::{Model, verify};
 
 /// What `optimize` runs to a fixed point first: it computes nothing otherwise than the model does.
 pub const SIMPLIFY: [&str; 13] = [
@@ -60,10 +60,10 @@ impl Pipeline {
     pub fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {
         let mut changed = Changed::No;
         for pass in &self.passes {
-            let before = node_count(model);
+            let before = Size::of(model);
             let did = pass.run(model, report)?;
             if did == Changed::Yes {
-                report.step(pass.name(), before, node_count(model));
+                report.step(pass.name(), before, Size::of(model));
                 if let Some(fault) = verify(model).into_iter().next() {
                     return Err(PassError::Invalid { pass: pass.name(), fault });
                 }
@@ -89,16 +89,10 @@ impl Pipeline {
     }
 }
 
-/// Operators in the main graph, in bodies and in functions; a Constant is none.
-pub fn node_count(model: &Model) -> usize {
-    let own = |g: &&Graph| g.ops().iter().filter(|&&id| !g.node(id).op().is_some_and(|op| op.is("Constant"))).count();
-    model.graphs().iter().map(own).sum()
-}
-
 fn named(name: &str) -> Result<Box<dyn Pass>, PassError> {
     catalogue().into_iter().find(|p| p.name() == name).ok_or_else(|| {
-        let known: Vec<&str> = catalogue().iter().map(|p| p.name()).collect();
-        PassError::Call(format!("no pass \"{name}\"; there are {}", known.join(", ")))
+        let known = super::near(name, catalogue().iter().map(|p| p.name()));
+        PassError::Call(format!("no pass \"{name}\"{known} (`graphtool passes` lists them)"))
     })
 }
 

@@ -17,11 +17,7 @@ pub(super) fn shadowed(model: &Model) -> bool {
 
 /// Tries a rule at each node of the main graph and of all bodies until nothing changes. What a rule gives back is not
 /// looked at: `None` is a rule that does not apply.
-pub(super) fn apply(
-    model: &mut Model,
-    label: &'static str,
-    rule: impl Fn(&mut Batch, NodeId) -> Option<()>,
-) -> Result<Changed, PassError> {
+pub(super) fn apply(model: &mut Model, label: &'static str, rule: impl Fn(&mut Batch, NodeId) -> Option<()>) -> Result<Changed, PassError> {
     let mut changed = Changed::No;
     if shadowed(model) {
         return Ok(changed);

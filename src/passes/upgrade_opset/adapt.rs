@@ -145,9 +145,8 @@ impl Work<'_, '_> {
     }
 
     fn cast_name(&mut self) -> Refusal {
-        const NAMES: [&str; 13] = [
-            "FLOAT", "UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "STRING", "BOOL", "FLOAT16", "DOUBLE", "UINT32", "UINT64",
-        ];
+        const NAMES: [&str; 13] =
+            ["FLOAT", "UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "STRING", "BOOL", "FLOAT16", "DOUBLE", "UINT32", "UINT64"];
         let Ok(Some(name)) = self.attrs.string("to") else { return Ok(()) };
         match NAMES.iter().position(|n| *n == name) {
             Some(at) => self.attrs.set("to", Attr::Int(at as i64 + 1)),
@@ -205,7 +204,8 @@ impl Work<'_, '_> {
         if self.crosses(10) && self.op == "TopK" {
             self.list_to_input("k", 1);
         }
-        if self.op == "Pad" && self.crosses(2)
+        if self.op == "Pad"
+            && self.crosses(2)
             && let Some(old) = self.attrs.remove("paddings")
         {
             self.attrs.set("pads", old);
@@ -221,7 +221,8 @@ impl Work<'_, '_> {
             self.number_to_input("min", 1)?;
             self.number_to_input("max", 2)?;
         }
-        if self.crosses(12) && self.op == "Dropout"
+        if self.crosses(12)
+            && self.op == "Dropout"
             && let Some(Attr::Float(ratio)) = self.attrs.remove("ratio")
         {
             let v = self.constant("ratio", Tensor::scalar(ratio));

@@ -43,8 +43,7 @@ pub struct UpgradeOpset {
 }
 
 /// The format version in which a version of ONNX's ops came out.
-const IR_VERSIONS: [(i64, i64); 11] =
-    [(1, 3), (9, 4), (10, 5), (11, 6), (12, 7), (15, 8), (19, 9), (21, 10), (23, 11), (24, 12), (25, 13)];
+const IR_VERSIONS: [(i64, i64); 11] = [(1, 3), (9, 4), (10, 5), (11, 6), (12, 7), (15, 8), (19, 9), (21, 10), (23, 11), (24, 12), (25, 13)];
 
 impl Pass for UpgradeOpset {
     fn name(&self) -> &'static str {
@@ -113,7 +112,8 @@ fn upgrade(
     for id in nodes {
         let node = edit.graph().node(id).clone();
         let Some(op) = node.op().filter(|op| op.domain.is_empty() && !functions.contains(op)).cloned() else { continue };
-        let refuse = |why: String| PassError::Call(format!("node \"{}\" ({op}) cannot be written in opset {}: {why}", node.label(), span.1));
+        let refuse =
+            |why: String| PassError::Call(format!("node \"{}\" ({op}) cannot be written in opset {}: {why}", node.label(), span.1));
         if ops::find(&op).is_none() {
             return Err(refuse("this build does not know the op".into()));
         }
