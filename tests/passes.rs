@@ -461,6 +461,122 @@ fn what_only_looks_alike_is_left_alone() {
     }
 }
 
+/// `(opset, pass, inputs, lines, the ops that are left)`: other forms in which exporters write what a pass fuses.
+const FUSED: &[(i64, &str, &str, &str, &str)] = &[
+    (
+        17,
+        "fuse-gelu",
+        "x: float32[2,3]",
+        "r = Constant() {value=float32[] [0.70710677]}\n o = Constant() {value=float32[] [1.0]}\n h = Constant() {value=float32[] [0.5]}\n a = Mul(r, x)\n b = Erf(a)\n c = Add(o, b)\n d = Mul(h, c)\n y = Mul(x, d)",
+        "com.microsoft::Gelu",
+    ),
+    (
+        20,
+        "fuse-gelu",
+        "x: float64[2,3]",
+        "r = Constant() {value=float64[] [1.4142135623730951]}\n o = Constant() {value=float64[] [1.0]}\n h = Constant() {value=float64[] [0.5]}\n a = Div(x, r)\n b = Erf(a)\n c = Add(b, o)\n d = Mul(x, h)\n y = Mul(d, c)",
+        "Gelu",
+    ),
+    (
+        17,
+        "fuse-gelu",
+        "x: float32[2,3]",
+        "three = Constant() {value=float32[] [3.0]}\n k = Constant() {value=float32[] [0.044715]}\n s = Constant() {value=float32[] [0.7978846]}\n o = Constant() {value=float32[] [1.0]}\n h = Constant() {value=float32[] [0.5]}\n p = Pow(x, three)\n q = Mul(k, p)\n t = Add(x, q)\n u = Mul(s, t)\n v = Tanh(u)\n w = Add(o, v)\n d = Mul(x, h)\n y = Mul(d, w)",
+        "com.microsoft::FastGelu",
+    ),
+    (
+        20,
+        "fuse-gelu",
+        "x: float32[2,3]",
+        "k = Constant() {value=float32[] [0.044715]}\n s = Constant() {value=float32[] [0.7978846]}\n o = Constant() {value=float32[] [1.0]}\n h = Constant() {value=float32[] [0.5]}\n p2 = Mul(x, x)\n p = Mul(x, p2)\n q = Mul(p, k)\n t = Add(q, x)\n u = Mul(t, s)\n v = Tanh(u)\n w = Add(v, o)\n d = Mul(x, w)\n y = Mul(d, h)",
+        "Gelu",
+    ),
+    (
+        20,
+        "fuse-gelu",
+        "x: float32[2,3]",
+        "b = Constant() {value=float32[3] [0.5, 1.0, -1.0]}\n t = Add(b, x)\n y = Gelu(t)",
+        "com.microsoft::BiasGelu",
+    ),
+    (
+        17,
+        "fuse-layer-normalization",
+        "x: float32[n,2,3]",
+        "g = Constant() {value=float32[2,3] [1.0, 2.0, 3.0, 1.0, 1.0, 1.0]}\n e = Constant() {value=float32[] [0.001]}\n m = ReduceMean(x) {axes=[1, 2]}\n d = Sub(x, m)\n q = Mul(d, d)\n v = ReduceMean(q) {axes=[-2, -1]}\n s = Add(e, v)\n r = Sqrt(s)\n z = Div(d, r)\n y = Mul(g, z)",
+        "LayerNormalization",
+    ),
+    (
+        18,
+        "fuse-layer-normalization",
+        "x: float64[n,4]",
+        "a = Constant() {value=int64[1] [1]}\n g = Constant() {value=float64[4] [1.0, 2.0, 3.0, 1.0]}\n h = Constant() {value=float64[4] [1.0, 2.0, 3.0, 1.0]}\n two = Constant() {value=float64[] [2.0]}\n e = Constant() {value=float64[] [0.001]}\n m = ReduceMean(x, a)\n d = Sub(x, m)\n q = Pow(d, two)\n v = ReduceMean(q, a)\n s = Add(v, e)\n r = Sqrt(s)\n z = Div(d, r)\n w = Mul(z, g)\n y = Add(h, w)",
+        "LayerNormalization",
+    ),
+    (
+        17,
+        "fuse-attention",
+        "q: float32[n,m,4], k: float32[n,l,4], v: float32[n,l,6]",
+        "hq = Constant() {value=int64[4] [0, 0, 2, 2]}\n hv = Constant() {value=int64[4] [0, 0, 2, 3]}\n j = Constant() {value=int64[3] [0, 0, 6]}\n s = Constant() {value=float32[] [1.4142135]}\n a = Reshape(q, hq)\n b = Transpose(a) {perm=[0, 2, 1, 3]}\n c = Reshape(k, hq)\n d0 = Transpose(c) {perm=[0, 2, 1, 3]}\n d = Transpose(d0) {perm=[0, 1, 3, 2]}\n e = Reshape(v, hv)\n f = Transpose(e) {perm=[0, 2, 1, 3]}\n g0 = MatMul(b, d)\n g1 = Div(g0, s)\n p = Softmax(g1) {axis=3}\n o = MatMul(p, f)\n t = Transpose(o) {perm=[0, 2, 1, 3]}\n y = Reshape(t, j)",
+        "com.microsoft::MultiHeadAttention",
+    ),
+    (
+        23,
+        "fuse-attention",
+        "q: float32[n,2,4], k: float32[n,2,4], v: float32[n,2,4]",
+        "h = Constant() {value=int64[4] [0, 0, 2, 2]}\n j = Constant() {value=int64[3] [0, 0, 4]}\n s = Constant() {value=float32[] [0.8]}\n w = Constant() {value=float32[1,2,2] [0.0, -inf, -1.0, 0.5]}\n a = Reshape(q, h)\n b0 = Transpose(a) {perm=[0, 2, 1, 3]}\n b = Mul(b0, s)\n c = Reshape(k, h)\n d0 = Transpose(c) {perm=[0, 2, 3, 1]}\n d = Mul(s, d0)\n e = Reshape(v, h)\n f = Transpose(e) {perm=[0, 2, 1, 3]}\n g0 = MatMul(b, d)\n g1 = Add(w, g0)\n p = Softmax(g1) {axis=-1}\n o = MatMul(p, f)\n t = Transpose(o) {perm=[0, 2, 1, 3]}\n y = Reshape(t, j)",
+        "Attention",
+    ),
+    (
+        17,
+        "fuse-matmul",
+        "x: float32[n,3,2], w: float32[n,3,4]",
+        "s = Constant() {value=float32[1] [4.0]}\n t = Transpose(x) {perm=[0, 2, 1]}\n u = Div(w, s)\n y = MatMul(t, u)",
+        "com.microsoft::FusedMatMul",
+    ),
+    (
+        17,
+        "fuse-matmul",
+        "x: float64[3,n], w: float64[3,2], c: float64[n,1]",
+        "s = Constant() {value=float64[] [4.0]}\n t = Transpose(x)\n u = MatMul(t, w)\n v = Mul(s, u)\n y = Add(c, v)",
+        "Gemm",
+    ),
+    (
+        17,
+        "fuse-matmul",
+        "x: float32[3,2], w: float32[4,3], c: float32[2,4]",
+        "t = Transpose(w)\n y = Gemm(x, t, c) {transA=1, alpha=0.5, beta=2.0}",
+        "Gemm",
+    ),
+    (
+        17,
+        "fuse-activations",
+        "x: float32[3,2], w: float32[2,4]",
+        "t = Gemm(x, w) {alpha=2.0}\n y = LeakyRelu(t) {alpha=0.3}",
+        "com.microsoft::FusedGemm",
+    ),
+    (
+        17,
+        "fuse-skip-layer-normalization",
+        "x: float32[2,3,2], s: float32[2,3,2]",
+        "g = Constant() {value=float32[2] [1.0, 2.0]}\n t = Add(x, s)\n y = LayerNormalization(t, g) {axis=2}",
+        "com.microsoft::SkipLayerNormalization",
+    ),
+];
+
+#[test]
+fn other_forms_are_fused_and_answer_alike() {
+    for (opset, pass, inputs, lines, left) in FUSED {
+        let plain =
+            parse_model(&format!("model ir_version=8 opset=[\"\"={opset}]\ngraph g({inputs}) -> (y) {{\n {lines}\n}}")).expect(lines);
+        let pass = catalogue().into_iter().find(|p| p.name() == *pass).expect("a pass");
+        let (mut new, _) = apply(&|m| pass.run(m, &mut Report::default()), &plain).unwrap_or_else(|e| panic!("{lines}: {e}"));
+        passes::parse_passes("lift-constants,dead-code").expect("passes").run(&mut new, &mut Report::default()).expect("a run");
+        let ops: Vec<String> = new.graph.ops().iter().filter_map(|&id| Some(new.graph.node(id).op()?.to_string())).collect();
+        assert_eq!(ops.join(" "), *left, "{}", print_model(&new));
+        same_answers(pass.name(), &plain, &new).unwrap_or_else(|e| panic!("{e}\n{}", print_model(&new)));
+    }
+}
+
 /// `(opset, inputs, lines)`: ops whose attributes, inputs or defaults changed in a later version.
 const OLD: &[(i64, &str, &str)] = &[
     (3, "x: float32[2,3]", "y = Concat(x, x)"),

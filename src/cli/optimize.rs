@@ -3,6 +3,7 @@
 use super::save::{save, valid};
 use super::{output, size, usage};
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External};
+use crate::ir::{Kind, NodeId};
 use crate::passes::{Changed, PassError, Report, Size, Step, optimize, parse_passes};
 use std::path::PathBuf;
 
@@ -51,6 +52,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             other => other.into(),
         })?,
     };
+    // Before version 4 of the format each initializer had to be an input too.
+    let own = |id: &NodeId| !matches!(model.graph.node(*id).kind, Kind::Input(_));
+    if model.ir_version < 4 && model.graph.params().iter().any(own) {
+        model.ir_version = 4;
+    }
     save(&model, &args.output, args.external)?;
     let (after, unchanged) = (Size::of(&model), if changed == Changed::No { ", nothing changed" } else { "" });
     output::line(format!(

@@ -137,7 +137,7 @@ pub fn catalogue() -> Vec<Box<dyn Pass>> {
         Box::new(CommonSubexpressions),
         Box::new(ConstantBranches),
         Box::new(DeadCode),
-        Box::new(FoldConstants::default()),
+        Box::new(FoldConstants { copies: false, ..FoldConstants::default() }),
         Box::new(FoldShapes),
         Box::new(FuseActivations),
         Box::new(FuseAttention),
