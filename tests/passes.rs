@@ -330,7 +330,10 @@ fn every_pass_keeps_the_answers_of_the_suite() {
     let Some(cases) = suite() else { return };
     let (random, failing) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let faults = each(&cases, |case| {
-        let Ok(model) = formats::load(&case.model) else { return Vec::new() };
+        let model = match formats::load(&case.model) {
+            Ok(model) => model,
+            Err(e) => return vec![e.to_string()],
+        };
         if draws(&model) {
             random.fetch_add(1, Ordering::Relaxed);
             return check_model(&model, &[]);
@@ -353,7 +356,10 @@ fn the_suite_passes_in_a_later_opset_or_is_refused() {
     let Some(cases) = suite() else { return };
     let (upgraded, refused) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let faults = each(&cases, |case| {
-        let Ok(model) = formats::load(&case.model) else { return Vec::new() };
+        let model = match formats::load(&case.model) {
+            Ok(model) => model,
+            Err(e) => return vec![e.to_string()],
+        };
         let to = 24;
         if model.opset("") == 0 || model.opset("") >= to {
             return Vec::new();
