@@ -12,10 +12,12 @@ mod suite;
 
 use compare::{Tolerance, compare};
 use graphtool::data::folder::read_folder;
+use graphtool::deploy::{self, RewriteOptions, rewrite};
 use graphtool::exec::{Options, Session};
 use graphtool::formats;
 use graphtool::ir::{Model, Type, parse_model, print_graph, print_model, verify};
 use graphtool::passes::{self, Changed, FUSE, Pass, Report, TableTaken, UpgradeOpset, catalogue, example, page, section, with_settings};
+use graphtool::store;
 use graphtool::tensor::{DType, Tensor, Value, cast};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -297,6 +299,27 @@ fn every_pass_keeps_the_answers_of_every_model() {
     });
     println!("{} models", folders.len());
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+#[test]
+fn an_optimised_model_is_rewritten_with_equal_bits() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for folder in model_folders() {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut model = formats::load(&folder.join("model.onnx")).expect("a model");
+        passes::optimize(&mut model, "", &mut Report::default()).expect("a run");
+        let out = dir.path().join(&name);
+        rewrite(model.clone(), &out, RewriteOptions { shards: 3, ..Default::default() }).expect("a rewrite");
+        let (_, rewritten) = deploy::open(&out).expect("a deployment");
+        let store = store::open_local(&out).expect("a store");
+        let plain = Session::new(&model, Options::default()).expect("a session");
+        let remote = Session::new(&rewritten, Options { store: Some(store), ..Options::default() }).expect("a session");
+        let set = folder.join("test_data_set_0");
+        let names: Vec<String> = plain.inputs().iter().map(|i| i.0.to_owned()).collect();
+        let inputs = || names.iter().cloned().zip(read_folder(&set, "input").expect("inputs").into_iter().map(|(_, v)| v)).collect();
+        let (a, b) = (plain.run(inputs()).expect("a run"), remote.run(inputs()).expect("a run"));
+        assert!(a.iter().zip(&b).all(|((_, a), (_, b))| bits(a) == bits(b)), "{name}");
+    }
 }
 
 /// Whether a run may give other numbers than the run before.

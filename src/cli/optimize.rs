@@ -7,6 +7,9 @@ use crate::ir::{Kind, NodeId};
 use crate::passes::{Changed, PassError, Report, Size, Step, optimize, parse_passes};
 use std::path::PathBuf;
 
+/// A protobuf message ends at 2 GiB; the rest of the model needs some of it.
+const MOST_INSIDE: u64 = (2 << 30) - (16 << 20);
+
 /// Make a model smaller and faster, with the same answers
 ///
 /// Without --passes, runs passes that simplify until nothing changes, then those that fuse as well (`graphtool passes` lists
@@ -56,6 +59,18 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let own = |id: &NodeId| !matches!(model.graph.node(*id).kind, Kind::Input(_));
     if model.ir_version < 4 && model.graph.params().iter().any(own) {
         model.ir_version = 4;
+    }
+    let bytes: u64 = model
+        .graphs()
+        .iter()
+        .flat_map(|g| g.params().iter().filter_map(|&p| g.node(p).constant()?.tensor.bytes()))
+        .map(|b| b.len() as u64)
+        .sum();
+    if args.external == External::Above(u64::MAX) && bytes > MOST_INSIDE {
+        return Err(usage(format!(
+            "{} of constants do not fit a file of protobuf's; let --external be keep or a size",
+            size::print(bytes)
+        )));
     }
     save(&model, &args.output, args.external)?;
     let (after, unchanged) = (Size::of(&model), if changed == Changed::No { ", nothing changed" } else { "" });

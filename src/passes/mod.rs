@@ -10,6 +10,7 @@ mod fold_constants;
 mod fold_shapes;
 mod fuse_activations;
 mod fuse_attention;
+mod fuse_batch_normalization;
 mod fuse_gelu;
 mod fuse_layer_normalization;
 mod fuse_matmul;
@@ -45,6 +46,7 @@ pub use fold_constants::FoldConstants;
 pub use fold_shapes::FoldShapes;
 pub use fuse_activations::FuseActivations;
 pub use fuse_attention::FuseAttention;
+pub use fuse_batch_normalization::FuseBatchNormalization;
 pub use fuse_gelu::FuseGelu;
 pub use fuse_layer_normalization::FuseLayerNormalization;
 pub use fuse_matmul::FuseMatmul;
@@ -141,6 +143,7 @@ pub fn catalogue() -> Vec<Box<dyn Pass>> {
         Box::new(FoldShapes),
         Box::new(FuseActivations),
         Box::new(FuseAttention),
+        Box::new(FuseBatchNormalization),
         Box::new(FuseGelu),
         Box::new(FuseLayerNormalization),
         Box::new(FuseMatmul),

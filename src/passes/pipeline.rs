@@ -21,7 +21,8 @@ pub const SIMPLIFY: [&str; 13] = [
 ];
 
 /// What `optimize` runs then, with the others in between: larger patterns before the smaller ones they are made of.
-pub const FUSE: [&str; 7] = [
+pub const FUSE: [&str; 8] = [
+    "fuse-batch-normalization",
     "fuse-layer-normalization",
     "fuse-gelu",
     "fuse-attention",
