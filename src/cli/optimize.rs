@@ -13,9 +13,9 @@ const MOST_INSIDE: u64 = (2 << 30) - (16 << 20);
 /// Make a model smaller and faster, with the same answers
 ///
 /// Without --passes, runs passes that simplify until nothing changes, then those that fuse as well (`graphtool passes` lists
-/// both). What fuses may round otherwise, by about 1e-6 of the largest value; all else keeps every bit. Fused ops are ONNX's
-/// where the model's opset has them, else ONNX Runtime's (domain com.microsoft). Prints what each pass did; Constant nodes are
-/// not counted.
+/// both). What fuses may round otherwise, as another order of sums does; all else keeps every bit. Fused ops are ONNX's where
+/// the model's opset has them, else ONNX Runtime's (domain com.microsoft). Prints what each pass did; Constant nodes are not
+/// counted.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The model file, or the directory of a PaddlePaddle program

@@ -157,8 +157,12 @@ impl Work<'_, '_> {
 
     /// Before version 7, `broadcast` and `axis` say how the second operand fits the first.
     fn broadcast(&mut self) -> Refusal {
-        if self.op == "PRelu" && self.rank(0) != Some(2) {
-            return Err("its slope broadcasts otherwise from version 7 on".into());
+        if self.op == "PRelu" {
+            // A slope per channel stands on axis 1.
+            return match (self.rank(0), self.rank(1)) {
+                (Some(a), Some(1)) if a >= 2 => self.widen(1, a - 2),
+                _ => Err("its slope broadcasts otherwise from version 7 on, and the ranks are not known".into()),
+            };
         }
         if !self.is(&["Add", "And", "Div", "Equal", "Gemm", "Greater", "Less", "Mul", "Or", "Pow", "Sub", "Xor"]) {
             return Ok(());
@@ -170,17 +174,23 @@ impl Work<'_, '_> {
         };
         let behind = util::axis(axis, a).ok().and_then(|at| (a - at).checked_sub(b));
         let Some(behind) = behind else { return Err(format!("attribute \"axis\" is {axis} for ranks {a} and {b}")) };
-        if behind > 0 {
-            let axes: Vec<i64> = (b as i64..(b + behind) as i64).collect();
-            let second = self.inputs[1];
-            let wider = if self.to >= 13 {
-                let list = self.constant("axes", Tensor::vector(axes));
-                self.add("Unsqueeze", "wider", &[second, Some(list)], Attrs::new())
-            } else {
-                self.add("Unsqueeze", "wider", &[second], Attrs::new().with("axes", axes))
-            };
-            self.inputs[1] = Some(wider);
+        self.widen(b, behind)
+    }
+
+    /// Gives the second operand, of rank `rank`, `behind` further dims of 1.
+    fn widen(&mut self, rank: usize, behind: usize) -> Refusal {
+        if behind == 0 {
+            return Ok(());
         }
+        let axes: Vec<i64> = (rank as i64..(rank + behind) as i64).collect();
+        let second = self.inputs[1];
+        let wider = if self.to >= 13 {
+            let list = self.constant("axes", Tensor::vector(axes));
+            self.add("Unsqueeze", "wider", &[second, Some(list)], Attrs::new())
+        } else {
+            self.add("Unsqueeze", "wider", &[second], Attrs::new().with("axes", axes))
+        };
+        self.inputs[1] = Some(wider);
         Ok(())
     }
 
@@ -292,7 +302,7 @@ impl Work<'_, '_> {
         if self.crosses(7) {
             self.attrs.remove("is_test");
         }
-        if self.crosses(10) && self.outputs > 1 {
+        if self.crosses(10) && self.outputs > 1 && !self.edit.graph().is_unused(self.id.value(1)) {
             return Err("its mask has another type".into());
         }
         Ok(())
