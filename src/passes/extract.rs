@@ -21,6 +21,7 @@ pub fn extract(model: &Model, inputs: &[String], outputs: &[String]) -> Result<M
         }
     }
     let needed = needed(graph, &cut, &wanted);
+    let mut names = model.names();
     let (mut parts, types) = (Parts { name: graph.name.clone(), ..Parts::default() }, value_types(model));
     for &v in &cut {
         parts.inputs.push(typed(graph, v, &types, true)?);
@@ -48,7 +49,10 @@ pub fn extract(model: &Model, inputs: &[String], outputs: &[String]) -> Result<M
         }
     }
     for &id in graph.ops().iter().filter(|id| needed.contains(id)) {
-        parts.nodes.extend(node_parts(graph, graph.node(id)));
+        let Some(mut node) = node_parts(graph, graph.node(id)) else { continue };
+        // A value that is cut is no longer made here, though another of its maker's is needed.
+        node.outputs.iter_mut().filter(|o| inputs.contains(o)).for_each(|o| *o = names.fresh(&format!("{o}_uncut")));
+        parts.nodes.push(node);
     }
     let makes: HashSet<&str> = needed.iter().flat_map(|&id| graph.node(id).outputs.iter().map(|o| o.name.as_str())).collect();
     for name in graph.value_info().iter().filter(|n| makes.contains(n.as_str()) && !inputs.contains(n) && !outputs.contains(n)) {
@@ -99,15 +103,17 @@ fn needs(graph: &Graph, input: NodeId, cut: &[ValueId], wanted: &[ValueId]) -> S
 fn typed(graph: &Graph, v: ValueId, types: &HashMap<String, Type>, required: bool) -> Result<Output, PassError> {
     let name = graph.name_of(v).to_owned();
     let given = graph.outputs().iter().find(|o| o.value == v).and_then(|o| o.ty.clone());
-    let ty = types.get(&name).cloned().filter(|t| t.dtype().is_some() || !matches!(t, Type::Tensor { .. }));
-    let ty = ty.or(given).or_else(|| graph.type_of(v).cloned());
+    let found = types.get(&name).cloned().filter(|t| t.dtype().is_some() || !matches!(t, Type::Tensor { .. }));
+    let all = [given, found, graph.type_of(v).cloned()];
+    // What says dims goes before what says none.
+    let ty = all.iter().flatten().find(|t| t.shape().is_some()).or_else(|| all.iter().flatten().next()).cloned();
     if required && ty.is_none() {
         return Err(PassError::Call(format!("the type of \"{name}\" is not known, which an input must state")));
     }
     Ok(Output { name, ty, info: None })
 }
 
-/// A node with its operands by name. An operand of which another output of its maker is cut stays what it is.
+/// A node with its operands by name.
 fn node_parts(graph: &Graph, node: &Node) -> Option<NodeParts> {
     Some(NodeParts {
         name: node.name.clone(),
@@ -162,6 +168,18 @@ mod tests {
         insta::assert_snapshot!(check(&["w", "x"], &["a"]).unwrap(), @r"
         graph g(w: float32[4], x: float32[n,4]) -> (a: float32[n,4]) {
           a: float32[n,4] = Mul(x, w)
+        }
+        ");
+    }
+
+    #[test]
+    fn a_cut_value_whose_maker_is_needed_for_another_is_an_input() {
+        let text = "graph g(x: float32[4]) -> (y) {\n  a, b = Split(x) {num_outputs=2}\n  y = Add(a, b)\n}";
+        let part = extract(&parse_model(text).unwrap(), &["a".into(), "x".into()], &["y".into()]).unwrap();
+        insta::assert_snapshot!(print_graph(&part.graph), @r"
+        graph g(a: float32[2], x: float32[4]) -> (y: float32[2]) {
+          a_uncut, b = Split(x) {num_outputs=2}
+          y: float32[2] = Add(a, b)
         }
         ");
     }
