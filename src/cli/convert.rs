@@ -1,14 +1,16 @@
 //! `graphtool convert`
 
+use super::save::{save, valid};
 use super::{output, usage};
-use crate::formats::onnx::write::{EXTERNAL_ABOVE, External, to_file};
-use crate::passes::{Pass, Report, StandardOps};
+use crate::formats::onnx::write::{EXTERNAL_ABOVE, External};
+use crate::passes::{Pass, PassError, Report, StandardOps, UpgradeOpset};
 use std::path::PathBuf;
 
 /// Write a model as standard ONNX that other runtimes run
 ///
 /// A PaddlePaddle program becomes ONNX ops; lookups by its rules become Gather with a mask. A model with ops that ONNX
-/// does not have is refused, and they are named.
+/// does not have is refused, and they are named. With --opset, nodes are written as a later version of ONNX's ops has them
+/// (bodies and functions too); one that cannot be is named, and nothing is written.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The model file, or the directory of a PaddlePaddle program
@@ -16,13 +18,21 @@ pub(super) struct Args {
     /// The ONNX file to write; tensors that do not fit go beside it, with `.data` appended
     #[arg(short, long)]
     output: PathBuf,
+    /// The version of ONNX's ops to write; not below the model's
+    #[arg(long, value_name = "N")]
+    opset: Option<i64>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let name = args.output.file_name().ok_or_else(|| usage(format!("{} has no name", args.output.display())))?;
-    let name = name.to_string_lossy().into_owned();
-    let mut model = crate::formats::load(&args.model)?;
+    let mut model = valid(&args.model)?;
     StandardOps.run(&mut model, &mut Report::default())?;
+    if let Some(to) = args.opset {
+        UpgradeOpset { to }.run(&mut model, &mut Report::default()).map_err(|e| match e {
+            PassError::Call(text) if text.starts_with("node") => anyhow::anyhow!("{}: {text}", args.model.display()),
+            PassError::Call(text) => usage(text),
+            other => other.into(),
+        })?;
+    }
     let mut others: Vec<String> = Vec::new();
     for graph in model.graphs() {
         for &id in graph.ops() {
@@ -35,19 +45,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if let Some(first) = others.first() {
         anyhow::bail!("{}: {} nodes are not ONNX's, such as {first}", args.model.display(), others.len());
     }
-    // The model names its data file by the final name, so both are written in a directory of their own.
-    let dir = args.output.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
-    std::fs::create_dir(&dir)?;
-    let data = format!("{name}.data");
-    let written = to_file(&model, &dir.join(&name), &data, External::Above(EXTERNAL_ABOVE));
-    let done = written.map_err(anyhow::Error::from).and_then(|bytes| {
-        if bytes > 0 {
-            std::fs::rename(dir.join(&data), args.output.with_file_name(&data))?;
-        }
-        Ok(std::fs::rename(dir.join(&name), &args.output)?)
-    });
-    let _ = std::fs::remove_dir_all(&dir);
-    done?;
+    save(&model, &args.output, External::Above(EXTERNAL_ABOVE))?;
     output::line(format!("{} nodes: {}", model.graph.ops().len(), args.output.display()))?;
     Ok(())
 }

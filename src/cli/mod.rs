@@ -6,6 +6,8 @@ mod compare;
 mod convert;
 mod diff;
 mod dump;
+mod explain;
+mod extract;
 mod import_tables;
 mod inspect;
 mod launch;
@@ -17,6 +19,7 @@ mod plan;
 mod reshard;
 mod rewrite;
 mod run;
+mod save;
 mod size;
 
 use clap::{Parser, Subcommand};
@@ -45,6 +48,8 @@ enum Command {
     Convert(convert::Args),
     Diff(diff::Args),
     Dump(dump::Args),
+    Explain(explain::Args),
+    Extract(extract::Args),
     ImportTables(import_tables::Args),
     Inspect(inspect::Args),
     Launch(launch::Args),
@@ -126,6 +131,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Convert(a) => convert::run(a),
         Command::Diff(a) => diff::run(a),
         Command::Dump(a) => dump::run(a),
+        Command::Explain(a) => explain::run(a),
+        Command::Extract(a) => extract::run(a),
         Command::ImportTables(a) => import_tables::run(a),
         Command::Inspect(a) => inspect::run(a),
         Command::Launch(a) => launch::run(a),

@@ -125,7 +125,8 @@ impl Edit<'_> {
         self.push(Node { outputs, ..blank(Kind::Input(None)) }, None).value(0)
     }
 
-    /// Adds the nodes and constants of `inner` before `before`, its inputs being `inputs`; gives back what its outputs are.
+    /// Adds the nodes and constants of `inner` before `before`, its inputs being `inputs` and its captures values of this
+    /// graph or of those around it; gives back what its outputs are.
     /// All its values get fresh names, those in its bodies too.
     ///
     /// # Errors
@@ -150,6 +151,11 @@ impl Edit<'_> {
         }
         inner.freshen(names);
         let mut map: HashMap<ValueId, Option<ValueId>> = formal.iter().map(|&(id, given)| (id.value(0), given)).collect();
+        for &capture in &inner.captures {
+            let name = inner.name_of(capture.value(0));
+            let outer = self.graph.value(name).unwrap_or_else(|| self.add_capture(name));
+            map.insert(capture.value(0), Some(outer));
+        }
         let order = inner.topological().map_err(|e| EditError { label: self.label.clone(), detail: e.0 })?;
         for id in inner.params.iter().copied().chain(order) {
             let node = inner.node(id);

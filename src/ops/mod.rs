@@ -28,6 +28,7 @@ mod concat;
 mod control;
 mod conv;
 mod cumulative;
+mod defaults;
 mod einsum;
 mod flex_attention;
 mod gather;
@@ -66,6 +67,7 @@ mod variadic;
 mod vision;
 
 pub use args::{Args, OpCtx};
+pub use defaults::{Default, default_attr};
 pub use infer::{Fact, InferCtx, broadcast_dims};
 pub use sparse::densify;
 

@@ -2,6 +2,19 @@
 //!
 //! *What*: a graph output is combined over all workers before it is given back.
 //! *Why*: totals and means over a batch are meant over all workers' samples.
+//! *Before*:
+//! ```text
+//! graph g(x: float32[n]) -> (total) {
+//!   total = ReduceSum(x) {keepdims=0}
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(x: float32[n]) -> (total) {
+//!   total_local = ReduceSum(x) {keepdims=0}
+//!   total = graphtool::AllReduce(total_local) {op="sum"} # all_reduce_total
+//! }
+//! ```
 //! *Needs*: the output's name and the operation (`sum`, `mean`, `max`, `min`).
 //! *Leaves alone*: other readers of the value, which see the worker's own.
 
@@ -19,6 +32,10 @@ pub struct AllReduce {
 impl Pass for AllReduce {
     fn name(&self) -> &'static str {
         "all-reduce"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("all_reduce.rs")
     }
 
     fn run(&self, model: &mut Model, _: &mut Report) -> Result<Changed, PassError> {

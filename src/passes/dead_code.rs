@@ -2,6 +2,21 @@
 //!
 //! *What*: removes operators and constants whose values nobody needs.
 //! *Why*: other passes leave them behind; they cost time and, for constants, space.
+//! *Before*:
+//! ```text
+//! graph g(x: float32[2]) -> (y) {
+//!   param a: float32[] = [1.0]
+//!   t = Add(x, a)
+//!   u = Exp(t)
+//!   y = Neg(x)
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(x: float32[2]) -> (y) {
+//!   y = Neg(x)
+//! }
+//! ```
 //! *Leaves alone*: ops that this build does not know, ops with effects (collectives, random numbers), graph inputs, names
 //! that the training information uses.
 
@@ -17,6 +32,10 @@ pub struct DeadCode;
 impl Pass for DeadCode {
     fn name(&self) -> &'static str {
         "dead-code"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("dead_code.rs")
     }
 
     fn run(&self, model: &mut Model, _: &mut Report) -> Result<Changed, PassError> {

@@ -2,7 +2,26 @@
 //!
 //! *What*: computes operators whose operands are all constants, once.
 //! *Why*: exporters leave shape arithmetic and transposed weights to be computed in each run.
-//! *Leaves alone*: operands or results above the size budget (so a table is never copied), ops with effects, graph outputs.
+//! *Before*:
+//! ```text
+//! graph g(x: float32[2]) -> (y) {
+//!   param a: float32[2] = [1.0, 2.0]
+//!   param b: float32[] = [3.0]
+//!   t = Mul(a, b)
+//!   y = Add(x, t)
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(x: float32[2]) -> (y) {
+//!   param a: float32[2] = [1.0, 2.0]
+//!   param b: float32[] = [3.0]
+//!   param t: float32[2] = [3.0, 6.0]
+//!   y = Add(x, t)
+//! }
+//! ```
+//! *Leaves alone*: operands or results above the size budget (so a table is never copied), ops with effects, graph outputs; in
+//! `optimize`, what would stand as a copy beside a weight that others read too.
 
 use super::{Changed, Pass, PassError, Report};
 use crate::ir::{Graph, Model, Names, NodeId, OpsetImport, opset_version};
@@ -14,17 +33,26 @@ use crate::tensor::{Tensor, Value};
 pub struct FoldConstants {
     /// Bytes of all operands of a node, and of its results, above which it is left.
     pub budget: usize,
+    /// Whether a large result may stand beside a large operand that others read too: the file grows by it.
+    pub copies: bool,
 }
 
 impl Default for FoldConstants {
     fn default() -> Self {
-        Self { budget: 1 << 20 }
+        Self { budget: 1 << 20, copies: true }
     }
 }
+
+/// Bytes up to which a copy does not count.
+const SMALL: usize = 4096;
 
 impl Pass for FoldConstants {
     fn name(&self) -> &'static str {
         "fold-constants"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("fold_constants.rs")
     }
 
     fn run(&self, model: &mut Model, _: &mut Report) -> Result<Changed, PassError> {
@@ -98,6 +126,47 @@ impl FoldConstants {
         // A node that fails is left, and fails when it is run, where the message can say more.
         let values = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| build(&cx).and_then(|k| k(args)))).ok()?.ok()?;
         let tensors = values.into_iter().map(Value::into_tensor).collect::<Option<Vec<_>>>()?;
+        if !self.copies && grows(graph, id, &operands, tensors.iter().map(size).max().unwrap_or(0)) {
+            return None;
+        }
         (tensors.len() >= node.outputs.len() && tensors.iter().map(size).fold(0, usize::saturating_add) <= self.budget).then_some(tensors)
+    }
+}
+
+/// Whether a large result would stand beside what it is computed from, or is the same weight in a wider type.
+fn grows(graph: &Graph, id: NodeId, operands: &[Option<&Tensor>], result: usize) -> bool {
+    let node = graph.node(id);
+    let large = |t: &Tensor| t.bytes().is_some_and(|b| b.len() > SMALL);
+    let shared = node
+        .inputs()
+        .iter()
+        .flatten()
+        .zip(operands.iter().flatten())
+        .any(|(&v, t)| large(t) && (graph.uses(v).len() > 1 || graph.is_output(v)));
+    let widens = node.op().is_some_and(|op| matches!(&*op.name, "Cast" | "DequantizeLinear"));
+    let given: usize = operands.iter().flatten().filter_map(|t| t.bytes()).map(<[u8]>::len).sum();
+    result > SMALL && (shared || (widens && result > given + SMALL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Names, parse_model, print_graph};
+
+    #[test]
+    fn a_weight_that_others_read_is_not_copied_unless_asked() {
+        let text = "graph g(i: int64[2], x: float32[2,32], W: float32[64,32]) -> (y, z) {\n  t = Transpose(W) {perm=[1, 0]}\n  y = MatMul(x, t)\n  z = Gather(W, i)\n}";
+        let run = |pass: FoldConstants| {
+            let mut model = parse_model(text).unwrap();
+            let given = model.graph.value("W").unwrap();
+            let mut edit = model.graph.edit("test");
+            let table = edit.add_param("V", Tensor::new([64, 32], (0..2048).map(|i| i as f32).collect()).unwrap());
+            edit.replace_uses(given, table);
+            edit.commit(&mut Names::default()).unwrap();
+            pass.run(&mut model, &mut Report::default()).unwrap();
+            print_graph(&model.graph)
+        };
+        assert!(!run(FoldConstants::default()).contains("Transpose"));
+        assert!(run(FoldConstants { copies: false, ..FoldConstants::default() }).contains("Transpose"));
     }
 }

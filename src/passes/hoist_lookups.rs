@@ -3,6 +3,38 @@
 //! *What*: a remote lookup in the body of a Loop or Scan whose ids are a part of ids from outside is made once, before the
 //! loop, for all of those ids; the body takes the same part of the rows.
 //! *Why*: an EmbeddingBag exported as a loop would ask once per bag, a recurrent model once per step.
+//! *Before*:
+//! ```text
+//! graph g(ids: int64[n], starts: int64[m], steps: int64[], go: bool[]) -> (y) {
+//!   y = Loop(steps, go) {body=graph b(i: int64[], c: bool[]) -> (c2, sum) {
+//!     param axes: int64[1] = [0]
+//!     c2 = Identity(c)
+//!     start = Gather(starts, i)
+//!     from = Unsqueeze(start, axes)
+//!     one = Constant() {value=int64[1] [1]}
+//!     to = Add(from, one)
+//!     part = Slice(ids, from, to, axes)
+//!     rows = graphtool::RemoteLookup(part) {tables=["W"], rows=[4], dtypes=[1], row_ranks=[1], row_dims=[2], negative=[1], padding_idx=[-1]}
+//!     sum = ReduceSum(rows, axes)
+//!   }}
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(ids: int64[n], starts: int64[m], steps: int64[], go: bool[]) -> (y) {
+//!   rows_all = graphtool::RemoteLookup(ids) {tables=["W"], rows=[4], dtypes=[1], row_ranks=[1], row_dims=[2], negative=[1], padding_idx=[-1]}
+//!   y = Loop(steps, go) {body=graph b(i: int64[], c: bool[]) -> (c2, sum) {
+//!       param axes: int64[1] = [0]
+//!       c2 = Identity(c)
+//!       start = Gather(starts, i)
+//!       from = Unsqueeze(start, axes)
+//!       one = Constant() {value=int64[1] [1]}
+//!       to = Add(from, one)
+//!       rows = Slice(rows_all, from, to, axes)
+//!       sum = ReduceSum(rows, axes)
+//!     }}
+//! }
+//! ```
 //! *Needs*: ids that the body cuts out of one outer value by Slice and Gather on known axes, or that it is given one step
 //! of by Scan.
 //! *Leaves alone*: ids that the body computes, branches of If (one that is not taken must not ask). An id out of range is an
@@ -20,6 +52,10 @@ pub struct HoistLookups;
 impl Pass for HoistLookups {
     fn name(&self) -> &'static str {
         "hoist-lookups"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("hoist_lookups.rs")
     }
 
     fn run(&self, model: &mut Model, _: &mut Report) -> Result<Changed, PassError> {

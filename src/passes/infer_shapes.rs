@@ -2,6 +2,23 @@
 //!
 //! *What*: states the type of each value that has none, or a less exact one, as far as the ops and their constants tell it.
 //! *Why*: other passes, readers of the file and `check` see element types and dims without a run.
+//! *Before*:
+//! ```text
+//! graph g(x: float32[n,4]) -> (y: float32[n,2]) {
+//!   param w: float32[4,2] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+//!   t = MatMul(x, w)
+//!   y: float32[n,2] = Relu(t)
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(x: float32[n,4]) -> (y: float32[n,2]) {
+//!   param w: float32[4,2] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+//!   t: float32[n,2] = MatMul(x, w)
+//!   y: float32[n,2] = Relu(t)
+//! }
+//! ```
+//! *Needs*: the types of the graph's inputs.
 //! *Leaves alone*: what the interface states, values of ops that this build does not know, bodies of functions (their
 //! types depend on the call, and are followed there).
 
@@ -16,6 +33,9 @@ const SMALL: usize = 4096;
 /// Nodes in functions that are followed; the values of further calls stay unknown.
 const MAX_CALLED: usize = 100_000;
 
+/// What symbols begin with that inference gives, and no file does.
+const OWN: char = '\u{0}';
+
 /// The pass.
 #[derive(Debug, Clone, Copy)]
 pub struct InferShapes;
@@ -23,6 +43,10 @@ pub struct InferShapes;
 impl Pass for InferShapes {
     fn name(&self) -> &'static str {
         "infer-shapes"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("infer_shapes.rs")
     }
 
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {
@@ -61,30 +85,53 @@ pub fn output_types(model: &Model) -> Vec<Option<Type>> {
     found.outputs.into_iter().map(|f| f.ty).collect()
 }
 
+/// The inferred types of the values of the main graph, by name.
+pub fn value_types(model: &Model) -> HashMap<String, Type> {
+    let main = facts(model).pop().unwrap_or_default();
+    let plain = |ty: Type| match ty {
+        Type::Tensor { dtype, shape: Some(dims) } => {
+            let dims = dims.into_iter().map(|d| if is_unknown(&d) { Dim::Unknown } else { d });
+            Type::Tensor { dtype, shape: Some(dims.collect()) }
+        }
+        other => other,
+    };
+    main.into_iter().filter_map(|(name, fact)| Some((name, plain(fact.ty?)))).collect()
+}
+
 type Types = Vec<(ValueId, Type)>;
 
 fn infer(model: &Model) -> (Vec<Types>, Vec<String>) {
-    let mut walk = Walk::new(model);
+    let (found, faults) = follow(model, false);
+    (found.into_iter().map(|f| f.types).collect(), faults)
+}
+
+/// What is known of each value by its name, for each graph in the order in which `Model::visit_mut` goes.
+pub(super) fn facts(model: &Model) -> Vec<HashMap<String, Fact>> {
+    follow(model, true).0.into_iter().map(|f| f.facts).collect()
+}
+
+fn follow(model: &Model, keep: bool) -> (Vec<Found>, Vec<String>) {
+    let mut walk = Walk { keep, ..Walk::new(model) };
     let inputs = interface(&model.graph);
     let found = walk.graph(&model.graph, &model.opset_imports, inputs, &|_| Fact::unknown(), true);
-    let mut types = Vec::new();
-    flatten(&model.graph, found, &mut types);
-    (types, walk.faults)
+    let mut all = Vec::new();
+    flatten(&model.graph, found, &mut all);
+    (all, walk.faults)
 }
 
 fn interface(graph: &Graph) -> Vec<Fact> {
     graph.inputs().iter().map(|&id| Fact { ty: graph.type_of(id.value(0)).cloned(), ..Fact::default() }).collect()
 }
 
-/// New types by graph, bodies before the graph around them, as `Model::visit_mut` goes.
-fn flatten(graph: &Graph, mut found: Found, out: &mut Vec<Types>) {
+/// What is found by graph, bodies before the graph around them, as `Model::visit_mut` goes.
+fn flatten(graph: &Graph, mut found: Found, out: &mut Vec<Found>) {
     for &id in graph.ops() {
         let mut bodies = found.bodies.remove(&id).unwrap_or_default().into_iter();
         for body in graph.node(id).attrs.iter().flat_map(|(_, a)| a.graphs()) {
             flatten(body, bodies.next().unwrap_or_default(), out);
         }
     }
-    out.push(found.types);
+    out.push(found);
 }
 
 /// What is found of a graph.
@@ -93,6 +140,8 @@ struct Found {
     /// Types more exact than the stated ones.
     types: Types,
     outputs: Vec<Fact>,
+    /// By name, where they are asked for.
+    facts: HashMap<String, Fact>,
     /// By node, the bodies in the order of its attributes.
     bodies: HashMap<NodeId, Vec<Found>>,
 }
@@ -102,6 +151,10 @@ struct Walk<'m> {
     faults: Vec<String>,
     called: usize,
     depth: usize,
+    /// Whether the facts of each value are given back.
+    keep: bool,
+    /// Symbols given to dims that are not known.
+    symbols: usize,
 }
 
 type Around<'a> = &'a dyn Fn(&str) -> Fact;
@@ -111,7 +164,7 @@ impl<'m> Walk<'m> {
         // Calls without end are the verifier's to name.
         let sound = crate::ir::function_faults(model).is_none();
         let functions = model.functions.iter().rev().filter(|_| sound).map(|f| (f.op(), f)).collect();
-        Self { functions, faults: Vec::new(), called: 0, depth: 0 }
+        Self { functions, faults: Vec::new(), called: 0, depth: 0, keep: false, symbols: 0 }
     }
 
     /// Follows a graph whose inputs are known as said. `certain`: its nodes run whenever the model does.
@@ -122,6 +175,7 @@ impl<'m> Walk<'m> {
         for &id in graph.inputs() {
             let mut fact = given.next().unwrap_or_default();
             fact.ty = exact(fact.ty, graph.type_of(id.value(0)));
+            self.tell_apart(&mut fact);
             facts.insert(id.value(0), fact);
         }
         for &id in graph.captures() {
@@ -159,6 +213,7 @@ impl<'m> Walk<'m> {
                 if !known {
                     fact.ty = output.ty.clone();
                 }
+                self.tell_apart(&mut fact);
                 if let Some(ty) = &fact.ty
                     && !output.name.is_empty()
                     && output.ty.as_ref() != Some(ty)
@@ -171,7 +226,19 @@ impl<'m> Walk<'m> {
             }
         }
         found.outputs = graph.outputs().iter().map(|o| facts.get(&o.value).cloned().unwrap_or_default()).collect();
+        if self.keep && self.depth == 0 {
+            found.facts = facts.into_iter().map(|(v, fact)| (graph.name_of(v).to_owned(), fact)).collect();
+        }
         found
+    }
+
+    /// Where facts are kept, each dim that is not known gets a symbol of its own, so that it is seen where it comes back.
+    fn tell_apart(&mut self, fact: &mut Fact) {
+        let Some(Type::Tensor { shape: Some(dims), .. }) = fact.ty.as_mut().filter(|_| self.keep) else { return };
+        for dim in dims.iter_mut().filter(|d| **d == Dim::Unknown) {
+            self.symbols += 1;
+            *dim = Dim::Symbol(format!("{OWN}{}", self.symbols).into());
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -401,13 +468,22 @@ fn exact(found: Option<Type>, stated: Option<&Type>) -> Option<Type> {
     }
 }
 
+/// Whether nothing is known of a dim but where else it is.
+fn is_unknown(d: &Dim) -> bool {
+    match d {
+        Dim::Unknown => true,
+        Dim::Symbol(s) => s.starts_with(OWN),
+        Dim::Known(_) => false,
+    }
+}
+
 /// Whether `a` says the same as `b`, and more.
 fn refines(a: &Type, b: &Type) -> bool {
     match (a, b) {
         (Type::Tensor { dtype: d, shape: s }, Type::Tensor { dtype: e, shape: t }) => {
             let dtypes = e.is_none() || d == e;
             let dims = match (s, t) {
-                (Some(s), Some(t)) => s.len() == t.len() && s.iter().zip(t).all(|(x, y)| x == y || matches!(y, Dim::Unknown)),
+                (Some(s), Some(t)) => s.len() == t.len() && s.iter().zip(t).all(|(x, y)| x == y || is_unknown(y)),
                 (_, None) => true,
                 (None, Some(_)) => false,
             };

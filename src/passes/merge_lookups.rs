@@ -2,6 +2,21 @@
 //!
 //! *What*: lookups that do not wait for each other become one node.
 //! *Why*: one node is one round trip to each server.
+//! *Before*:
+//! ```text
+//! graph g(i: int64[n], j: int64[n]) -> (y) {
+//!   a = graphtool::RemoteLookup(i) {tables=["A"], rows=[4], dtypes=[1], row_ranks=[1], row_dims=[2], negative=[1], padding_idx=[-1]}
+//!   b = graphtool::RemoteLookup(j) {tables=["B"], rows=[6], dtypes=[1], row_ranks=[1], row_dims=[2], negative=[1], padding_idx=[-1]}
+//!   y = Add(a, b)
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(i: int64[n], j: int64[n]) -> (y) {
+//!   a, b = graphtool::RemoteLookup(i, j) {tables=["A", "B"], rows=[4, 6], dtypes=[1, 1], row_ranks=[1, 1], row_dims=[2, 2], negative=[1, 1]} # remote_lookup
+//!   y = Add(a, b)
+//! }
+//! ```
 //! *Leaves alone*: lookups in different graphs (a branch that is not taken must not ask).
 
 use super::{Changed, Pass, PassError, Report};
@@ -16,6 +31,10 @@ pub struct MergeLookups;
 impl Pass for MergeLookups {
     fn name(&self) -> &'static str {
         "merge-lookups"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("merge_lookups.rs")
     }
 
     fn run(&self, model: &mut Model, _: &mut Report) -> Result<Changed, PassError> {

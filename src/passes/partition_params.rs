@@ -2,6 +2,19 @@
 //!
 //! *What*: takes the tables whose lookups are all remote out of the graph.
 //! *Why*: a worker never holds a table.
+//! *Before*:
+//! ```text
+//! graph g(i: int64[n]) -> (y) {
+//!   param W: float32[2,2] = [0.0, 1.0, 2.0, 3.0]
+//!   y = graphtool::RemoteLookup(i) {tables=["W"], rows=[2], dtypes=[1], row_ranks=[1], row_dims=[2], negative=[1], padding_idx=[-1]}
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(i: int64[n]) -> (y) {
+//!   y = graphtool::RemoteLookup(i) {tables=["W"], rows=[2], dtypes=[1], row_ranks=[1], row_dims=[2], negative=[1], padding_idx=[-1]}
+//! }
+//! ```
 //! *Leaves alone*: constants that anything still reads.
 
 use super::remote_lookup::view_of;
@@ -16,6 +29,10 @@ pub struct PartitionParams;
 impl Pass for PartitionParams {
     fn name(&self) -> &'static str {
         "partition-params"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("partition_params.rs")
     }
 
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {

@@ -2,6 +2,29 @@
 //!
 //! *What*: `graphtool::Lookup` becomes `Gather` with a mask for the padding id.
 //! *Why*: other runtimes have ONNX's ops alone.
+//! *Before*:
+//! ```text
+//! graph g(i: int64[n]) -> (y) {
+//!   param W: float32[2,2] = [0.0, 1.0, 2.0, 3.0]
+//!   y = graphtool::Lookup(W, i) {negative=1, padding_idx=0}
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(i: int64[n]) -> (y) {
+//!   param W: float32[2,2] = [0.0, 1.0, 2.0, 3.0]
+//!   param y/padding: int64[] = [0]
+//!   param y/first: int64[] = [0]
+//!   param y/axes: int64[1] = [-1]
+//!   param y/zeros: float32[] = [0.0]
+//!   y/cast_1 = Cast(i) {to=7} # y/cast
+//!   y/equal_1 = Equal(y/cast_1, y/padding) # y/equal
+//!   y/where_1 = Where(y/equal_1, y/first, y/cast_1) # y/where
+//!   y/gather_1 = Gather(W, y/where_1) {axis=0} # y/gather
+//!   y/unsqueeze_1 = Unsqueeze(y/equal_1, y/axes) # y/unsqueeze
+//!   y = Where(y/unsqueeze_1, y/zeros, y/gather_1) # y/where_2
+//! }
+//! ```
 //! *Needs*: a table whose type is known.
 //! *Leaves alone*: every other op.
 
@@ -17,6 +40,10 @@ pub struct StandardOps;
 impl Pass for StandardOps {
     fn name(&self) -> &'static str {
         "standard-ops"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("standard_ops.rs")
     }
 
     fn run(&self, model: &mut Model, _: &mut Report) -> Result<Changed, PassError> {

@@ -62,13 +62,16 @@ pub enum External {
     Keep(u64),
     /// All large ones of a model that has more than this many bytes in all, else none.
     Above(u64),
+    /// Each of at least this many bytes.
+    Each(u64),
 }
 
 /// One external file beside the model.
 struct Outside {
     location: String,
     keep: bool,
-    all: bool,
+    /// Whether constants that were inside go out too, and from how many bytes on.
+    least: Option<usize>,
     end: u64,
     parts: Vec<(u64, Bytes)>,
 }
@@ -77,7 +80,7 @@ impl Place for Outside {
     fn place(&mut self, constant: &Constant) -> Option<ExternalPlace> {
         let external = self.keep && matches!(constant.encoding, ir::Encoding::External(_));
         let bytes = constant.tensor.shared_bytes()?;
-        if !(external || (self.all && bytes.len() >= SMALL)) {
+        if !(external || self.least.is_some_and(|least| bytes.len() >= least)) {
             return None;
         }
         // Where the file keeps its name and its order, a part keeps its place.
@@ -121,13 +124,18 @@ pub fn to_file(model: &Model, path: &Path, data_name: &str, external: External) 
     let (keep, above) = match external {
         External::Keep(above) => (true, above),
         External::Above(above) => (false, above),
+        External::Each(_) => (false, u64::MAX),
     };
     let stays = |c: &Constant| {
         if keep && matches!(c.encoding, ir::Encoding::External(_)) { 0 } else { c.tensor.bytes().map_or(0, |b| b.len() as u64) }
     };
     let graphs = model.graphs();
     let inside: u64 = graphs.iter().flat_map(|g| g.params().iter().filter_map(|&p| g.node(p).constant())).map(stays).sum();
-    let mut outside = Outside { location: data_name.to_owned(), keep, all: inside > above, end: 0, parts: Vec::new() };
+    let least = match external {
+        External::Each(least) => Some(usize::try_from(least).unwrap_or(usize::MAX)),
+        _ => (inside > above).then_some(SMALL),
+    };
+    let mut outside = Outside { location: data_name.to_owned(), keep, least, end: 0, parts: Vec::new() };
     let proto = message(model, &mut outside)?;
     let io = |path: &Path| {
         let path = path.display().to_string();

@@ -2,6 +2,20 @@
 //!
 //! *What*: a lookup in a constant table becomes `graphtool::RemoteLookup`.
 //! *Why*: the table can then live on servers.
+//! *Before*:
+//! ```text
+//! graph g(i: int64[n]) -> (y) {
+//!   param W: float32[2,2] = [0.0, 1.0, 2.0, 3.0]
+//!   y = Gather(W, i)
+//! }
+//! ```
+//! *After*:
+//! ```text
+//! graph g(i: int64[n]) -> (y) {
+//!   param W: float32[2,2] = [0.0, 1.0, 2.0, 3.0]
+//!   y = graphtool::RemoteLookup(i) {tables=["W"], rows=[2], dtypes=[1], row_ranks=[1], row_dims=[2], negative=[1]}
+//! }
+//! ```
 //! *Needs*: an op that one of the rules knows, in the main graph or in any body, on an initializer or a Constant, or on an
 //! Identity, Flatten, Reshape, Cast or per-tensor DequantizeLinear of one.
 //! *Leaves alone*: tables that anything else reads or that are given back (unless they are to be kept too), that a caller
@@ -109,6 +123,10 @@ fn verdict(site: &Site, operand: usize, source: &Source) -> Verdict {
 impl Pass for RemoteLookup {
     fn name(&self) -> &'static str {
         "remote-lookup"
+    }
+
+    fn source(&self) -> &'static str {
+        include_str!("mod.rs")
     }
 
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {
