@@ -40,6 +40,9 @@ pub(super) struct Options {
     /// Serve tables that have other readers too (tied weights), and keep them in the model for those
     #[arg(long)]
     keep_shared: bool,
+    /// Take products of one-hot rows and a table for lookups; an id out of range then gives zeros, as there
+    #[arg(long)]
+    one_hot: bool,
     /// Combine an output over all workers: sum, mean, max or min
     #[arg(long, value_name = "OUTPUT=OP")]
     all_reduce: Vec<String>,
@@ -79,7 +82,7 @@ impl Options {
         Ok(RewriteOptions {
             shards: self.shards.max(at_least),
             mode,
-            selection: Selection { min_bytes: self.min_bytes, names, keep_shared: self.keep_shared },
+            selection: Selection { min_bytes: self.min_bytes, names, keep_shared: self.keep_shared, one_hot: self.one_hot },
             all_reduce: self.all_reduce.iter().map(pair).collect::<Result<_, _>>()?,
             plan,
             ..RewriteOptions::default()

@@ -49,7 +49,8 @@ pub(super) fn sizes(report: &Report) -> Vec<TableSize> {
         TableSize {
             name: name.to_owned(),
             rows: t.shape().first().copied().unwrap_or(0) as u64,
-            columns: row.iter().product::<usize>() as u64,
+            // Elements of less than a byte are not cut apart.
+            columns: if t.dtype().bits().is_multiple_of(8) { row.iter().product::<usize>() as u64 } else { 1 },
             row_bytes: t.dtype().byte_len(row).unwrap_or(0) as u64,
         }
     };
@@ -131,9 +132,9 @@ pub fn rewrite(model: Model, dir: &Path, options: RewriteOptions) -> Result<Outc
 
 /// Leaves a stand-in for each table in the graph as it came.
 fn take_tables_out(original: &mut Model, report: &Report) {
-    let same = |a: &Tensor, b: &Tensor| matches!((a.bytes(), b.bytes()), (Some(x), Some(y)) if std::ptr::eq(x, y));
-    original.map_constants(&mut |name: &str, c: &mut Constant| {
-        if let Some(t) = report.tables.iter().find(|t| t.name == name && same(&t.tensor, &c.tensor)) {
+    let same = |a: &Tensor, b: &Tensor| matches!((a.bytes(), b.bytes()), (Some(x), Some(y)) if !x.is_empty() && std::ptr::eq(x, y));
+    original.map_constants(&mut |_: &str, c: &mut Constant| {
+        if let Some(t) = report.tables.iter().find(|t| same(&t.tensor, &c.tensor)) {
             c.tensor = Tensor::absent(c.tensor.dtype(), c.tensor.shape(), &format!("table {}", t.name));
         }
     });

@@ -2,10 +2,12 @@
 //!
 //! *What*: a call of a local function becomes the function's body, with the attributes of the call.
 //! *Why*: what a function does with its arguments (a lookup in a table, say) is then seen by the other passes.
-//! *Leaves alone*: functions that call themselves, functions whose operator sets are not the model's; each is remarked.
+//! *Leaves alone*: functions that call themselves, functions of other operator sets in which some op of theirs is another;
+//! each is remarked.
 
 use super::{Changed, Pass, PassError, Report};
 use crate::ir::{Function, Graph, Model, Names, NodeId, OpName, normal_domain};
+use crate::ops;
 use std::collections::BTreeSet;
 
 /// The pass.
@@ -60,11 +62,20 @@ fn ops_in(graph: &Graph, into: &mut BTreeSet<OpName>) {
     }
 }
 
+/// Whether the ops of a domain that a graph has are the same in two versions of it.
+fn same_ops(graph: &Graph, domain: &str, a: i64, b: i64) -> bool {
+    let mut found = BTreeSet::new();
+    ops_in(graph, &mut found);
+    let since = |d: &ops::OpDef, version: i64| d.versions.iter().copied().filter(|&v| v <= version).max();
+    let own = found.iter().filter(|op| &*op.domain == normal_domain(domain));
+    own.into_iter().all(|op| ops::find(op).is_some_and(|d| since(d, a).is_some() && since(d, a) == since(d, b)))
+}
+
 /// Why calls of a function cannot be replaced.
 fn refusal(model: &Model, f: &Function) -> Option<String> {
     for import in &f.opset_imports {
         let found = model.opset(&import.domain);
-        if found != 0 && found != import.version {
+        if found != 0 && found != import.version && !same_ops(&f.graph, &import.domain, import.version, found) {
             let domain = if normal_domain(&import.domain).is_empty() { "ai.onnx" } else { &import.domain };
             return Some(format!("its body is of opset {} of {domain}, the model of {found}", import.version));
         }
