@@ -40,6 +40,10 @@ pub(super) fn looked_up(graph: &Graph, id: NodeId) -> Vec<ValueId> {
 pub(super) fn base<'g>(graph: &'g Graph, scope: Option<&Scope<'g>>, mut v: ValueId) -> ValueId {
     for _ in 0..super::source::MAX_VIEWS {
         let Some(next) = view(graph, scope, v.node).and_then(|w| graph.node(v.node).input(w.operand)) else { break };
+        // A view by its op alone, of a table that has other dims than that needs.
+        if source(graph, scope, next).is_some() && source(graph, scope, v).is_none() {
+            break;
+        }
         v = next;
     }
     v

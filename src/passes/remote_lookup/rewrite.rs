@@ -18,6 +18,18 @@ struct Job {
     after: Vec<Step>,
 }
 
+impl Job {
+    /// Reads what takes the place of the values that it reads.
+    fn follow(&mut self, replaced: &HashMap<ValueId, ValueId>) {
+        let follow = |v: &mut ValueId| *v = replaced.get(v).copied().unwrap_or(*v);
+        follow(&mut self.found.ids);
+        match &mut self.found.how {
+            How::Expanded { shape } | How::Column { shape: Some(shape) } => follow(shape),
+            _ => {}
+        }
+    }
+}
+
 /// What the lookups of a model are rewritten by.
 pub(super) struct Rewriter<'t> {
     pub(super) tables: &'t HashMap<Key, Table>,
@@ -33,7 +45,7 @@ impl Rewriter<'_> {
 
     fn jobs(&self, graph: &Graph, scope: Option<&Scope>) -> Vec<Job> {
         let mut jobs = Vec::new();
-        for &id in graph.ops() {
+        for &id in graph.topological().as_deref().unwrap_or(graph.ops()) {
             for (operand, v) in graph.node(id).inputs().iter().enumerate() {
                 let Some(source) = v.and_then(|v| source(graph, scope, v)) else { continue };
                 let Some(table) = self.tables.get(&source.key) else { continue };
@@ -62,7 +74,10 @@ impl Rewriter<'_> {
 fn replace(graph: &mut Graph, jobs: Vec<Job>, names: &mut Names) -> Result<(), PassError> {
     let mut edit = graph.edit("remote-lookup");
     let mut compact: HashMap<(NodeId, usize), (ValueId, ValueId)> = HashMap::new();
-    for job in jobs {
+    // A lookup may read what another one gives: jobs are in the order of the graph.
+    let mut replaced: HashMap<ValueId, ValueId> = HashMap::new();
+    for mut job in jobs {
+        job.follow(&replaced);
         match job.found.how {
             How::Compact { ids } => {
                 let (flat, places) = *compact.entry((job.id, ids)).or_insert_with(|| positions(&mut edit, &job));
@@ -72,6 +87,7 @@ fn replace(graph: &mut Graph, jobs: Vec<Job>, names: &mut Names) -> Result<(), P
             }
             _ => {
                 let value = replacement(&mut edit, &job);
+                replaced.insert(job.id.value(0), value);
                 edit.replace_uses(job.id.value(0), value);
                 edit.remove(job.id);
             }

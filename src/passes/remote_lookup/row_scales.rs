@@ -23,9 +23,11 @@ pub(super) fn look_up(model: &mut Model) -> Result<Changed, PassError> {
             rewrite(&mut edit, f);
         }
         for f in &found {
-            let uses = edit.graph().uses(f.dequantize.value(0));
+            // What made the table goes with its last Gather.
+            let last = f.casts.last().copied().unwrap_or(f.dequantize);
+            let uses = edit.graph().uses(last.value(0));
             if uses.iter().all(|u| found.iter().any(|g| g.gather == u.node)) {
-                edit.remove(f.dequantize);
+                f.casts.iter().chain([&f.dequantize]).for_each(|&id| edit.remove(id));
             }
         }
         edit.commit(&mut names)?;
@@ -42,6 +44,8 @@ struct Found {
     scale: ValueId,
     zero: Option<ValueId>,
     ids: ValueId,
+    /// Casts of the table, the first first.
+    casts: Vec<NodeId>,
     /// Blocks within rows; else one scale for a row.
     blocks: bool,
     /// Dims of a row.
@@ -55,12 +59,25 @@ fn find(graph: &Graph, scope: Option<&Scope>, gather: NodeId) -> Option<Found> {
     if !node.op()?.is("Gather") || node.attrs.int_or("axis", 0).ok()? != 0 {
         return None;
     }
-    let (data, ids) = (node.input(0)?, node.input(1)?);
+    let (mut data, ids) = (node.input(0)?, node.input(1)?);
+    // Casts in between are done to the rows.
+    let mut casts = Vec::new();
+    let only_gathered = |v: ValueId| {
+        let gathers = |u: &crate::ir::Use| u.operand == Some(0) && graph.node(u.node).op().is_some_and(|o| o.is("Gather"));
+        !graph.is_output(v) && graph.uses(v).iter().all(gathers)
+    };
+    while graph.node(data.node).op()?.is("Cast") && casts.len() < 8 {
+        if !casts.is_empty() && graph.uses(data).len() != 1 || casts.is_empty() && !only_gathered(data) {
+            return None;
+        }
+        casts.insert(0, data.node);
+        data = graph.node(data.node).input(0)?;
+    }
     let dequantize = data.node;
     let d = graph.node(dequantize);
     let op = d.op().filter(|o| &*o.name == "DequantizeLinear" && matches!(&*o.domain, "" | "com.microsoft"))?;
-    let only = |v: ValueId| graph.uses(v).iter().all(|u| u.operand == Some(0) && graph.node(u.node).op().is_some_and(|o| o.is("Gather")));
-    if !only(data) || graph.is_output(data) || d.attrs.get("output_dtype").is_some() {
+    let only = if casts.is_empty() { only_gathered(data) } else { graph.uses(data).len() == 1 && !graph.is_output(data) };
+    if !only || d.attrs.get("output_dtype").is_some() {
         return None;
     }
     let (codes, scale, zero) = (d.input(0)?, d.input(1)?, d.input(2));
@@ -83,7 +100,7 @@ fn find(graph: &Graph, scope: Option<&Scope>, gather: NodeId) -> Option<Found> {
         return None;
     }
     let row_rank = rank - 1;
-    Some(Found { gather, dequantize, codes, scale, zero, ids, blocks, row_rank, dtype: scales.dtype() })
+    Some(Found { gather, dequantize, codes, scale, zero, ids, casts, blocks, row_rank, dtype: scales.dtype() })
 }
 
 fn rewrite(edit: &mut Edit, f: &Found) {
@@ -98,7 +115,7 @@ fn rewrite(edit: &mut Edit, f: &Found) {
     let codes = rows(edit, f.codes, "_codes");
     let scale = rows(edit, f.scale, "_scale");
     let zero = f.zero.map(|z| rows(edit, z, "_zero"));
-    let value = if f.blocks {
+    let mut value = if f.blocks {
         let node = edit.graph().node(f.dequantize).clone();
         let axis = node.attrs.int_or("axis", 1).unwrap_or(1);
         let axis = if axis < 0 { axis } else { axis - f.row_rank as i64 - 1 };
@@ -120,6 +137,11 @@ fn rewrite(edit: &mut Edit, f: &Found) {
         let scale = add(edit, "Unsqueeze", "_scale_row", vec![scale, axes], Attrs::new());
         add(edit, "Mul", "", vec![x, scale], Attrs::new())
     };
+    for &id in &f.casts {
+        let node = edit.graph().node(id).clone();
+        let output = Output::new(format!("{}_rows", node.outputs[0].name), None);
+        value = edit.add(OpName::onnx("Cast"), &node.name, [Some(value)], [output], node.attrs, Some(f.gather)).value(0);
+    }
     edit.replace_uses(f.gather.value(0), value);
     edit.remove(f.gather);
 }
