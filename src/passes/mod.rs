@@ -1,4 +1,6 @@
 //! Graph passes: the catalogue, the pipeline that runs them, and the report of what they did and why not.
+//!
+#![doc = include_str!("../PATTERNS.md")]
 
 mod all_reduce;
 mod dead_code;
