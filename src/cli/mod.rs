@@ -16,6 +16,7 @@ mod passes;
 mod rewrite;
 mod run;
 mod size;
+mod view;
 
 use clap::{Parser, Subcommand};
 use std::fmt;
@@ -51,6 +52,7 @@ enum Command {
     Passes(passes::Args),
     Rewrite(rewrite::Args),
     Run(run::Args),
+    View(view::Args),
 }
 
 /// An error with the exit code that goes with it.
@@ -130,5 +132,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Passes(a) => passes::run(a),
         Command::Rewrite(a) => rewrite::run(a),
         Command::Run(a) => run::run(a),
+        Command::View(a) => view::run(a),
     }
 }

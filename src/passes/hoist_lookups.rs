@@ -53,8 +53,8 @@ enum From {
 }
 
 enum Step {
-    /// Cuts a part out in these axes.
-    Cut(NodeId, Vec<i64>),
+    /// Cuts a part out in these axes; whether the node counts some from the end.
+    Cut(NodeId, Vec<i64>, bool),
     /// Changes each id by itself.
     Each(NodeId),
 }
@@ -62,7 +62,7 @@ enum Step {
 impl Step {
     fn node(&self) -> NodeId {
         match self {
-            Step::Cut(id, _) | Step::Each(id) => *id,
+            Step::Cut(id, ..) | Step::Each(id) => *id,
         }
     }
 }
@@ -151,7 +151,8 @@ fn each(edit: &mut crate::ir::Edit, body: &Graph, found: &Found, mut ids: ValueI
 fn take_over(edit: &mut crate::ir::Edit, found: &Found, rows: ValueId) {
     let mut value = rows;
     let hint = edit.graph().name_of(found.lookup.value(0)).to_owned();
-    for (id, axes) in found.steps.iter().filter_map(|s| if let Step::Cut(id, axes) = s { Some((id, axes)) } else { None }) {
+    for step in &found.steps {
+        let Step::Cut(id, axes, from_end) = step else { continue };
         let node = edit.graph().node(*id).clone();
         let Some(op) = node.op().cloned() else { continue };
         let mut inputs = node.inputs().to_vec();
@@ -159,9 +160,9 @@ fn take_over(edit: &mut crate::ir::Edit, found: &Found, rows: ValueId) {
         let mut attrs: Attrs = node.attrs.clone();
         if op.is("Gather") {
             attrs.set("axis", Attr::Int(axes[0]));
-        } else if inputs.len() > 3 {
+        } else if *from_end && inputs.len() > 3 {
             inputs[3] = Some(edit.add_param(&format!("{hint}_axes"), Tensor::vector(axes.clone())));
-        } else if op.is("Slice") && attrs.get("axes").is_some() {
+        } else if *from_end {
             attrs.set("axes", Attr::Ints(axes.clone()));
         }
         value = edit.add(op, &node.name, inputs, [Output::new(hint.clone(), None)], attrs, Some(found.lookup)).value(0);
@@ -199,7 +200,7 @@ fn find(graph: &Graph, scope: Option<&Scope>, types: &Types, looped: NodeId) -> 
                 return Some(Found { looped, lookup, from, steps });
             }
             steps.push(match cut_axes(body, &inside, types, at.node) {
-                Some(axes) => Step::Cut(at.node, axes),
+                Some((axes, from_end)) => Step::Cut(at.node, axes, from_end),
                 None if is_each(body, &inside, types, at.node) => Step::Each(at.node),
                 None => return None,
             });
@@ -226,7 +227,7 @@ fn is_each(body: &Graph, scope: &Scope, types: &Types, id: NodeId) -> bool {
 }
 
 /// The axes in which a node cuts a part out, all counted from the front.
-fn cut_axes(body: &Graph, scope: &Scope, types: &Types, id: NodeId) -> Option<Vec<i64>> {
+fn cut_axes(body: &Graph, scope: &Scope, types: &Types, id: NodeId) -> Option<(Vec<i64>, bool)> {
     let node = body.node(id);
     let op = node.op()?;
     let axes = if op.is("Gather") {
@@ -240,11 +241,11 @@ fn cut_axes(body: &Graph, scope: &Scope, types: &Types, id: NodeId) -> Option<Ve
         return None;
     };
     if axes.iter().all(|&a| a >= 0) {
-        return Some(axes);
+        return Some((axes, false));
     }
     let rank = types.rank(body, node.input(0)?)? as i64;
     let front: Vec<i64> = axes.iter().map(|&a| if a < 0 { a + rank } else { a }).collect();
-    front.iter().all(|&a| a >= 0).then_some(front)
+    front.iter().all(|&a| a >= 0).then_some((front, true))
 }
 
 /// The operand of a Scan of which a body's input is one step.
