@@ -3,6 +3,7 @@
 #![doc = include_str!("../PATTERNS.md")]
 
 mod all_reduce;
+pub mod costs;
 mod dead_code;
 mod fold_constants;
 mod hoist_lookups;

@@ -229,7 +229,11 @@ pub(super) fn node_changes(old: &Graph, was: NodeId, new: &Graph, is: NodeId, al
         };
         if !same {
             let name = |g: &Graph, v: Option<crate::ir::ValueId>| v.map_or("nothing".to_owned(), |v| format!("\"{}\"", g.name_of(v)));
-            out.push(format!("input {i}: {} is now {}", name(old, a.input(i)), name(new, b.input(i))));
+            let (before, now) = (name(old, a.input(i)), name(new, b.input(i)));
+            out.push(match before == now {
+                true => format!("input {i}: {now} is made otherwise"),
+                false => format!("input {i}: {before} is now {now}"),
+            });
         }
     }
     if a.outputs.len() != b.outputs.len() {

@@ -94,6 +94,9 @@ fn size(item: &super::scene::Item) -> Place {
     let lines = item.lines.iter().map(|l| width(l)).chain([width(&item.title) * 1.12]).fold(0.0, f64::max);
     let mut place =
         Place { width: lines + 2.0 * PAD + 8.0, height: (1 + item.lines.len()) as f64 * LINE + 2.0 * PAD - 4.0, ..Place::default() };
+    if item.role == super::scene::Role::Table {
+        place.height += 8.0;
+    }
     let mut x = PAD;
     for body in &item.bodies {
         let inner = lay_out(body);
@@ -266,7 +269,7 @@ impl Grid {
             }
             layer.iter().for_each(|&s| x[s] -= end / 2.0);
         }
-        for sweep in 0..16 {
+        for sweep in 0..24 {
             let count = self.layers.len();
             for k in 0..count {
                 let l = if sweep % 2 == 0 { k } else { count - 1 - k };
@@ -282,16 +285,19 @@ impl Grid {
     fn wanted(&self, s: usize, x: &[f64], sweep: usize) -> (f64, f64) {
         let (up, down) = (&self.above[s], &self.below[s]);
         let sides: Vec<&usize> = match sweep {
-            0..=11 if sweep % 2 == 0 => up.iter().collect(),
-            0..=11 => down.iter().collect(),
+            0..=19 if sweep % 2 == 0 => up.iter().collect(),
+            0..=19 => down.iter().collect(),
             _ => up.iter().chain(down).collect(),
         };
         if sides.is_empty() {
             return (x[s], 0.1);
         }
-        let mean = sides.iter().map(|&&t| x[t]).sum::<f64>() / sides.len() as f64;
-        let weight = if self.spots[s].is_none() { 4.0 } else { 1.0 };
-        (mean, weight)
+        let mean = |of: &[&usize]| of.iter().map(|&&t| x[t]).sum::<f64>() / of.len() as f64;
+        if self.spots[s].is_some() {
+            return (mean(&sides), 1.0);
+        }
+        let passing: Vec<&usize> = sides.iter().copied().filter(|&&t| self.spots[t].is_none()).collect();
+        if passing.is_empty() { (mean(&sides), 0.5) } else { (mean(&passing), 12.0) }
     }
 }
 

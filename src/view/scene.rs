@@ -78,14 +78,14 @@ const LINES: usize = 14;
 impl Scene {
     /// The main graph of a model, then its functions.
     pub fn of(model: &Model) -> Scene {
-        let mut scene = Builder { functions: model.functions.iter().map(|f| f.op()).collect() }.graph(&model.graph, "");
+        let mut scene = Builder::new(&[model]).graph(&model.graph, "");
         add_functions(&mut scene, model, Change::Same);
         scene
     }
 
     /// Two models as one.
     pub fn of_both(old: &Model, new: &Model) -> Scene {
-        let builder = Builder { functions: old.functions.iter().chain(&new.functions).map(|f| f.op()).collect() };
+        let builder = Builder::new(&[old, new]);
         let mut scene = builder.both(&old.graph, &new.graph, "");
         let names = |m: &Model| m.functions.iter().map(|f| f.op()).collect::<HashSet<_>>();
         let (before, after) = (names(old), names(new));
@@ -100,7 +100,7 @@ impl Scene {
 }
 
 fn add_functions(scene: &mut Scene, model: &Model, change: Change) {
-    let builder = Builder { functions: model.functions.iter().map(|f| f.op()).collect() };
+    let builder = Builder::new(&[model]);
     scene.items.extend(model.functions.iter().map(|f| function(&builder, f, change)));
 }
 
@@ -117,6 +117,23 @@ fn function(builder: &Builder, f: &crate::ir::Function, change: Change) -> Item 
 
 struct Builder {
     functions: HashSet<crate::ir::OpName>,
+    /// Constants by name: whether one has two dims or more.
+    constants: HashMap<String, bool>,
+}
+
+impl Builder {
+    fn new(models: &[&Model]) -> Self {
+        let functions = models.iter().flat_map(|m| m.functions.iter().map(|f| f.op())).collect();
+        let mut constants = HashMap::new();
+        for graph in models.iter().flat_map(|m| m.graphs()) {
+            for id in graph.nodes() {
+                if let Some((name, t)) = constant_of(graph, id.value(0)).filter(|(n, _)| !n.is_empty()) {
+                    constants.insert(name, t.rank() >= 2);
+                }
+            }
+        }
+        Self { functions, constants }
+    }
 }
 
 /// Which box a node became.
@@ -164,7 +181,7 @@ impl Builder {
             if !told.is_empty() {
                 scene.items[i].change = Change::Changed;
                 scene.items[i].details.extend(told.iter().map(|c| ("changed".to_owned(), c.clone())));
-                scene.items[i].lines.extend(told.into_iter().take(3).map(|c| short(&c, 60)));
+                scene.items[i].lines.extend(told.into_iter().take(3).map(|c| short_end(&c, 52)));
             }
             let bodies = |g: &Graph, n: NodeId| -> Vec<(String, Graph)> {
                 let attrs = g.node(n).attrs.iter();
@@ -200,6 +217,8 @@ impl Builder {
         };
         match &node.kind {
             Kind::Input(_) => plain(Role::Input, name, ty.clone().into_iter().collect(), named("input")),
+            // Small constants are left out here as they are outside.
+            Kind::Capture if self.constants.get(name) == Some(&false) => None,
             Kind::Capture => plain(Role::Captured, name, Vec::new(), named("from outside")),
             Kind::Sparse(s) => plain(Role::Weights, name, vec![format!("sparse {:?}", s.dims)], named("constant")),
             Kind::Param(c) => {
@@ -241,7 +260,8 @@ impl Builder {
         if self.functions.contains(op) {
             return Role::Call;
         }
-        let table = |i: usize| graph.node(id).input(i).is_some_and(|v| is_constant(graph, v));
+        let outer = |v: ValueId| matches!(graph.node(v.node).kind, Kind::Capture) && self.constants.get(graph.name_of(v)) == Some(&true);
+        let table = |i: usize| graph.node(id).input(i).is_some_and(|v| is_constant(graph, v) || outer(v));
         match (&*op.domain, &*op.name) {
             ("graphtool", "RemoteLookup" | "RemoteLookupBag") => Role::RemoteLookup,
             ("graphtool", "AllReduce" | "AllGather" | "Broadcast" | "ReduceScatter" | "Barrier") => Role::Collective,
@@ -321,15 +341,23 @@ fn is_constant(graph: &Graph, v: ValueId) -> bool {
 
 /// Tables and large weights have boxes, other constants do not.
 fn constant_role(graph: &Graph, id: NodeId, t: &Tensor) -> Option<Role> {
-    let looked_up = |u: &crate::ir::Use| {
-        let lookups = ["Gather", "GatherND", "GatherElements", "Lookup", "GatherBlockQuantized", "EmbedLayerNormalization"];
-        let op = graph.node(u.node).op();
-        // A body that reads a matrix from outside mostly looks it up.
-        u.operand.is_none() || op.is_some_and(|o| lookups.contains(&&*o.name) && (u.operand == Some(0) || o.name.contains("Embed")))
-    };
-    let table = t.rank() >= 2 && graph.uses(id.value(0)).iter().any(looked_up);
-    let reads = !graph.is_unused(id.value(0));
-    if table { Some(Role::Table) } else { (reads && t.len() >= BOXED).then_some(Role::Weights) }
+    let v = id.value(0);
+    let table = t.rank() >= 2 && is_looked_up(graph, v);
+    if table { Some(Role::Table) } else { (!graph.is_unused(v) && t.len() >= BOXED).then_some(Role::Weights) }
+}
+
+/// Whether rows of a value are looked up, here or in a body.
+fn is_looked_up(graph: &Graph, v: ValueId) -> bool {
+    let lookups = ["Gather", "GatherND", "GatherElements", "Lookup", "GatherBlockQuantized", "EmbedLayerNormalization"];
+    graph.uses(v).iter().any(|u| {
+        let node = graph.node(u.node);
+        if u.operand.is_some() {
+            let op = node.op().is_some_and(|o| lookups.contains(&&*o.name) && (u.operand == Some(0) || o.name.contains("Embed")));
+            return op;
+        }
+        let bodies = node.attrs.iter().flat_map(|(_, a)| a.graphs());
+        bodies.into_iter().any(|b| b.value(graph.name_of(v)).is_some_and(|inner| is_looked_up(b, inner)))
+    })
 }
 
 fn size(t: &Tensor) -> String {
@@ -375,7 +403,10 @@ fn lines(graph: &Graph, id: NodeId) -> Vec<String> {
     if !attrs.is_empty() && !node.op().is_some_and(|o| o.is("Constant")) {
         out.push(short_end(&attrs.join(" "), 44));
     }
-    let params = node.inputs().iter().flatten().filter(|v| is_constant(graph, **v)).filter_map(|v| constant_of(graph, *v));
+    // Those with a box of their own are told there.
+    let told =
+        |v: &&ValueId| is_constant(graph, **v) && constant_of(graph, **v).is_some_and(|(_, t)| constant_role(graph, v.node, t).is_none());
+    let params = node.inputs().iter().flatten().filter(told).filter_map(|v| constant_of(graph, *v));
     out.extend(params.filter(|(_, t)| t.rank() >= 1 && t.len() > 1).map(|(n, t)| format!("{} {}", short(&n, 20), dims(t))));
     let ty = node.outputs.first().and_then(|o| o.ty.as_ref());
     out.extend(ty.map(|t| format!("→ {}", short_end(&t.to_string(), 42))));

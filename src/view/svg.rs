@@ -172,7 +172,7 @@ fn one(item: &Item, p: &Place, changes: bool, items: &mut Vec<Item>, out: &mut S
     shape(item, p, out);
     let (_, _, ink) = colours(item.role);
     let middle = p.x + p.width / 2.0;
-    let mut y = p.y + PAD + 8.0;
+    let mut y = p.y + PAD + 8.0 + if item.role == Role::Table { 6.0 } else { 0.0 };
     let mut line = |text: &str, style: &str| {
         let _ = writeln!(out, "<text x=\"{middle:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" fill=\"{ink}\"{style}>{}</text>", escape(text));
         y += LINE;
