@@ -169,8 +169,9 @@ fn print_costs(c: &Value, nodes: bool) -> anyhow::Result<()> {
     let mut notes = Vec::new();
     if number("unknown_nodes") > 0 {
         let symbols: Vec<&str> = c["unbound"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        let how = if symbols.is_empty() { String::new() } else { format!("; give --batch-size, or --dim {}=N", symbols.join("=N --dim ")) };
-        notes.push(format!("without {} nodes that are not known{how}", number("unknown_nodes")));
+        let how = if symbols.is_empty() { String::new() } else { format!(": give --dim {}=N", symbols.join("=N --dim ")) };
+        let all = c["nodes"].as_array().map_or(0, Vec::len);
+        notes.push(format!("{} of {all} nodes are not known{how}", number("unknown_nodes")));
     }
     if number("repeated_nodes") > 0 {
         notes.push(format!("{} nodes in loops counted once", number("repeated_nodes")));

@@ -3,14 +3,14 @@
 
 use crate::ir::{Attr, Attrs, Function, Graph, Kind, Model, Node, NodeId, Type};
 use crate::tensor::Tensor;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// How the nodes of two graphs correspond.
 #[derive(Debug, Default)]
 pub(super) struct Aligned {
     /// Old and new.
-    pub(super) pairs: Vec<(NodeId, NodeId)>,
+    pub(super) pairs: BTreeSet<(NodeId, NodeId)>,
 }
 
 /// A difference.
@@ -66,7 +66,7 @@ fn whole_function(f: &Function, old: bool) -> Difference {
 }
 
 fn texts(kind: &'static str, old: &BTreeMap<String, String>, new: &BTreeMap<String, String>, out: &mut Differences) {
-    let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     for name in keys {
         let (a, b) = (old.get(name).cloned(), new.get(name).cloned());
         if a != b {
@@ -220,11 +220,10 @@ pub(super) fn node_changes(old: &Graph, was: NodeId, new: &Graph, is: NodeId, al
         out.push(format!("op {} is now {}", name(a), name(b)));
     }
     out.extend(attributes(&a.attrs, &b.attrs));
-    let pairs: HashSet<(NodeId, NodeId)> = aligned.pairs.iter().copied().collect();
     for i in 0..a.inputs().len().max(b.inputs().len()) {
         let same = match (a.input(i), b.input(i)) {
             (None, None) => true,
-            (Some(v), Some(w)) => v.slot == w.slot && pairs.contains(&(v.node, w.node)),
+            (Some(v), Some(w)) => v.slot == w.slot && aligned.pairs.contains(&(v.node, w.node)),
             _ => false,
         };
         if !same {
@@ -260,7 +259,7 @@ fn elements(a: &Tensor, b: &Tensor) -> Option<String> {
 }
 
 fn attributes(a: &Attrs, b: &Attrs) -> Vec<String> {
-    let names: std::collections::BTreeSet<&str> = a.iter().chain(b.iter()).map(|(n, _)| n).collect();
+    let names: BTreeSet<&str> = a.iter().chain(b.iter()).map(|(n, _)| n).collect();
     let mut out = Vec::new();
     for n in names {
         match (a.get(n), b.get(n)) {
@@ -289,9 +288,7 @@ pub(super) fn align(old: &Graph, new: &Graph) -> Aligned {
     m.by_structure();
     m.by_name();
     m.by_neighbours();
-    let mut pairs: Vec<(NodeId, NodeId)> = m.to.into_iter().collect();
-    pairs.sort();
-    Aligned { pairs }
+    Aligned { pairs: m.to.into_iter().collect() }
 }
 
 struct Matching<'g> {
@@ -301,7 +298,7 @@ struct Matching<'g> {
     from: HashMap<NodeId, NodeId>,
 }
 
-impl Matching<'_> {
+impl<'g> Matching<'g> {
     fn pair(&mut self, a: NodeId, b: NodeId) {
         if !self.to.contains_key(&a) && !self.from.contains_key(&b) {
             self.to.insert(a, b);
@@ -312,18 +309,25 @@ impl Matching<'_> {
     /// Nodes that compute the same of the same inputs and constants; of several, those of one name first.
     fn by_structure(&mut self) {
         let (a, b) = (signatures(self.old), signatures(self.new));
-        let mut places: HashMap<u64, Vec<NodeId>> = HashMap::new();
-        for id in self.new.nodes().filter(|&id| counts(self.new, id)) {
-            places.entry(b[&id]).or_default().push(id);
+        let mut named: HashMap<(u64, &str), VecDeque<NodeId>> = HashMap::new();
+        let (old, new): (&'g Graph, &'g Graph) = (self.old, self.new);
+        for id in new.nodes().filter(|&id| counts(new, id)) {
+            named.entry((b[&id], new.node(id).label())).or_default().push_back(id);
         }
-        for named in [true, false] {
-            for id in self.old.nodes().filter(|&id| counts(self.old, id)) {
-                let Some(list) = places.get(&a[&id]) else { continue };
-                let label = self.old.node(id).label();
-                let fits = |b: &&NodeId| !self.from.contains_key(*b) && (!named || self.new.node(**b).label() == label);
-                if let Some(&b) = list.iter().find(fits) {
-                    self.pair(id, b);
-                }
+        for id in old.nodes().filter(|&id| counts(old, id)) {
+            if let Some(b) = named.get_mut(&(a[&id], old.node(id).label())).and_then(VecDeque::pop_front) {
+                self.pair(id, b);
+            }
+        }
+        let mut rest: HashMap<u64, VecDeque<NodeId>> = HashMap::new();
+        for id in new.nodes().filter(|&id| counts(new, id) && !self.from.contains_key(&id)) {
+            rest.entry(b[&id]).or_default().push_back(id);
+        }
+        for id in old.nodes().filter(|&id| counts(old, id)).collect::<Vec<_>>() {
+            if !self.to.contains_key(&id)
+                && let Some(b) = rest.get_mut(&a[&id]).and_then(VecDeque::pop_front)
+            {
+                self.pair(id, b);
             }
         }
     }
@@ -349,46 +353,49 @@ impl Matching<'_> {
         let outputs =
             |g: &Graph| -> HashMap<String, NodeId> { g.outputs().iter().map(|o| (g.name_of(o.value).to_owned(), o.value.node)).collect() };
         let theirs = outputs(self.new);
-        for (name, a) in outputs(self.old) {
+        let mut mine: Vec<(String, NodeId)> = outputs(self.old).into_iter().collect();
+        mine.sort();
+        for (name, a) in mine {
             if let Some(&b) = theirs.get(&name) {
                 self.alike(a, b);
             }
         }
-        loop {
-            let before = self.to.len();
-            let mut pairs: Vec<(NodeId, NodeId)> = self.to.iter().map(|(&a, &b)| (a, b)).collect();
-            pairs.sort();
-            for (a, b) in pairs {
-                let (x, y) = (self.old.node(a).inputs().to_vec(), self.new.node(b).inputs().to_vec());
-                for (v, w) in x.into_iter().zip(y) {
-                    if let (Some(v), Some(w)) = (v, w) {
-                        self.alike(v.node, w.node);
-                    }
-                }
-                let slots = self.old.node(a).outputs.len().min(self.new.node(b).outputs.len());
-                for slot in 0..slots as u32 {
-                    let readers = self.old.uses(a.value(slot));
-                    for (u, w) in readers.into_iter().zip(self.new.uses(b.value(slot))) {
-                        self.alike(u.node, w.node);
-                    }
+        let mut todo: VecDeque<(NodeId, NodeId)> = self.to.iter().map(|(&a, &b)| (a, b)).collect();
+        todo.make_contiguous().sort_unstable();
+        while let Some((a, b)) = todo.pop_front() {
+            let (x, y) = (self.old.node(a).inputs().to_vec(), self.new.node(b).inputs().to_vec());
+            for (v, w) in x.into_iter().zip(y) {
+                if let (Some(v), Some(w)) = (v, w)
+                    && self.alike(v.node, w.node)
+                {
+                    todo.push_back((v.node, w.node));
                 }
             }
-            if self.to.len() == before {
-                return;
+            let slots = self.old.node(a).outputs.len().min(self.new.node(b).outputs.len());
+            for slot in 0..slots as u32 {
+                let readers = self.old.uses(a.value(slot));
+                for (u, w) in readers.into_iter().zip(self.new.uses(b.value(slot))) {
+                    if self.alike(u.node, w.node) {
+                        todo.push_back((u.node, w.node));
+                    }
+                }
             }
         }
     }
 
-    fn alike(&mut self, a: NodeId, b: NodeId) {
+    /// Pairs two nodes that are of one kind and free; whether it did.
+    fn alike(&mut self, a: NodeId, b: NodeId) -> bool {
         let (x, y) = (self.old.node(a), self.new.node(b));
         let constants = || match (tensor(x), tensor(y)) {
             (Some(s), Some(t)) => (s.dtype(), s.shape()) == (t.dtype(), t.shape()),
             _ => false,
         };
         let same = counts(self.old, a) && counts(self.new, b) && x.op() == y.op() && (x.op().is_some() || constants());
-        if same {
+        let free = !self.to.contains_key(&a) && !self.from.contains_key(&b);
+        if same && free {
             self.pair(a, b);
         }
+        same && free
     }
 }
 

@@ -274,7 +274,8 @@ impl Grid {
             for k in 0..count {
                 let l = if sweep % 2 == 0 { k } else { count - 1 - k };
                 let layer = &self.layers[l];
-                let wanted: Vec<(f64, f64)> = layer.iter().map(|&s| self.wanted(s, &x, sweep)).collect();
+                let middle = layer.iter().map(|&s| x[s]).sum::<f64>() / layer.len().max(1) as f64;
+                let wanted: Vec<(f64, f64)> = layer.iter().map(|&s| self.wanted(s, &x, sweep).unwrap_or((middle, 0.01))).collect();
                 settle(layer, &wanted, widths, &mut x);
             }
         }
@@ -282,22 +283,25 @@ impl Grid {
     }
 
     /// Where a spot would like to be, and how much that counts: passing arrows are to be straight.
-    fn wanted(&self, s: usize, x: &[f64], sweep: usize) -> (f64, f64) {
+    fn wanted(&self, s: usize, x: &[f64], sweep: usize) -> Option<(f64, f64)> {
         let (up, down) = (&self.above[s], &self.below[s]);
         let sides: Vec<&usize> = match sweep {
             0..=19 if sweep % 2 == 0 => up.iter().collect(),
             0..=19 => down.iter().collect(),
             _ => up.iter().chain(down).collect(),
         };
+        if up.is_empty() && down.is_empty() {
+            return None;
+        }
         if sides.is_empty() {
-            return (x[s], 0.1);
+            return Some((x[s], 0.1));
         }
         let mean = |of: &[&usize]| of.iter().map(|&&t| x[t]).sum::<f64>() / of.len() as f64;
         if self.spots[s].is_some() {
-            return (mean(&sides), 1.0);
+            return Some((mean(&sides), 1.0));
         }
         let passing: Vec<&usize> = sides.iter().copied().filter(|&&t| self.spots[t].is_none()).collect();
-        if passing.is_empty() { (mean(&sides), 0.5) } else { (mean(&passing), 12.0) }
+        Some(if passing.is_empty() { (mean(&sides), 0.5) } else { (mean(&passing), 12.0) })
     }
 }
 

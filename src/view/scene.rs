@@ -136,6 +136,9 @@ impl Builder {
     }
 }
 
+/// Constants that have boxes of their own.
+type Roles = HashMap<NodeId, Role>;
+
 /// Which box a node became.
 type Boxes = HashMap<NodeId, usize>;
 
@@ -194,8 +197,14 @@ impl Builder {
 
     fn add_all(&self, graph: &Graph, scene: &mut Scene, wanted: &dyn Fn(NodeId) -> bool, change: Change) -> Boxes {
         let mut boxes = Boxes::new();
+        let mut roles = Roles::new();
+        for id in graph.nodes() {
+            if let Some(role) = constant_of(graph, id.value(0)).and_then(|(_, t)| constant_role(graph, id, t)) {
+                roles.insert(id, role);
+            }
+        }
         for id in graph.nodes().filter(|&id| wanted(id)) {
-            let Some(mut item) = self.item(graph, id) else { continue };
+            let Some(mut item) = self.item(graph, id, &roles) else { continue };
             item.change = change;
             boxes.insert(id, scene.items.len());
             scene.items.push(item);
@@ -203,7 +212,7 @@ impl Builder {
         boxes
     }
 
-    fn item(&self, graph: &Graph, id: NodeId) -> Option<Item> {
+    fn item(&self, graph: &Graph, id: NodeId, roles: &Roles) -> Option<Item> {
         let node = graph.node(id);
         let name = node.outputs.first().map_or("", |o| &o.name);
         let plain = |role, title: &str, lines: Vec<String>, details| {
@@ -221,13 +230,10 @@ impl Builder {
             Kind::Capture if self.constants.get(name) == Some(&false) => None,
             Kind::Capture => plain(Role::Captured, name, Vec::new(), named("from outside")),
             Kind::Sparse(s) => plain(Role::Weights, name, vec![format!("sparse {:?}", s.dims)], named("constant")),
-            Kind::Param(c) => {
-                let role = constant_role(graph, id, &c.tensor)?;
-                plain(role, name, vec![size(&c.tensor)], named("constant"))
-            }
+            Kind::Param(c) => plain(*roles.get(&id)?, name, vec![size(&c.tensor)], named("constant")),
             Kind::Op(op) if op.is("Constant") => {
                 let t = node.attrs.tensor("value").ok().flatten()?;
-                plain(constant_role(graph, id, t)?, name, vec![size(t)], named("constant"))
+                plain(*roles.get(&id)?, name, vec![size(t)], named("constant"))
             }
             Kind::Op(op) => {
                 let mut item = Item {
@@ -241,7 +247,7 @@ impl Builder {
                 if !node.label().is_empty() {
                     item.lines.push(short(node.label(), 34));
                 }
-                item.lines.extend(lines(graph, id));
+                item.lines.extend(lines(graph, id, roles));
                 if item.lines.len() > LINES {
                     let more = item.lines.len() + 1 - LINES;
                     item.lines.truncate(LINES - 1);
@@ -393,7 +399,7 @@ fn flow(graph: &Graph, v: ValueId) -> String {
 }
 
 /// What a box of an operator says of it.
-fn lines(graph: &Graph, id: NodeId) -> Vec<String> {
+fn lines(graph: &Graph, id: NodeId, roles: &Roles) -> Vec<String> {
     let node = graph.node(id);
     if let Some(tables) = remote_tables(&node.attrs) {
         return tables;
@@ -404,8 +410,7 @@ fn lines(graph: &Graph, id: NodeId) -> Vec<String> {
         out.push(short_end(&attrs.join(" "), 44));
     }
     // Those with a box of their own are told there.
-    let told =
-        |v: &&ValueId| is_constant(graph, **v) && constant_of(graph, **v).is_some_and(|(_, t)| constant_role(graph, v.node, t).is_none());
+    let told = |v: &&ValueId| is_constant(graph, **v) && !roles.contains_key(&v.node);
     let params = node.inputs().iter().flatten().filter(told).filter_map(|v| constant_of(graph, *v));
     out.extend(params.filter(|(_, t)| t.rank() >= 1 && t.len() > 1).map(|(n, t)| format!("{} {}", short(&n, 20), dims(t))));
     let ty = node.outputs.first().and_then(|o| o.ty.as_ref());
