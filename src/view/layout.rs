@@ -269,7 +269,7 @@ impl Grid {
             }
             layer.iter().for_each(|&s| x[s] -= end / 2.0);
         }
-        for sweep in 0..24 {
+        for sweep in 0..24u32 {
             let count = self.layers.len();
             for k in 0..count {
                 let l = if sweep % 2 == 0 { k } else { count - 1 - k };
@@ -283,10 +283,10 @@ impl Grid {
     }
 
     /// Where a spot would like to be, and how much that counts: passing arrows are to be straight.
-    fn wanted(&self, s: usize, x: &[f64], sweep: usize) -> Option<(f64, f64)> {
+    fn wanted(&self, s: usize, x: &[f64], sweep: u32) -> Option<(f64, f64)> {
         let (up, down) = (&self.above[s], &self.below[s]);
         let sides: Vec<&usize> = match sweep {
-            0..=19 if sweep % 2 == 0 => up.iter().collect(),
+            0..=19 if sweep.is_multiple_of(2) => up.iter().collect(),
             0..=19 => down.iter().collect(),
             _ => up.iter().chain(down).collect(),
         };

@@ -136,7 +136,7 @@ impl Job<'_, '_> {
             return Some(Err(format!("its table is computed by {made}, and what that reads is also read by {reader}")));
         }
         let bytes = nodes.iter().try_fold(0usize, |n, &id| n.checked_add(self.bytes(id)?));
-        if !bytes.is_some_and(|n| n <= BUDGET) {
+        if bytes.is_none_or(|n| n > BUDGET) {
             return Some(Err(format!("its table is computed by {made}, for which more than {} MiB would be needed", BUDGET >> 20)));
         }
         match self.run(v, &nodes) {

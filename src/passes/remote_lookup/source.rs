@@ -235,8 +235,8 @@ fn reshaped<'g>(graph: &'g Graph, scope: Option<&Scope<'g>>, id: NodeId, t: Tens
     let dims: Vec<usize> = match &*node.op()?.name {
         "Flatten" => {
             let axis = node.attrs.int_or("axis", 1).ok()?;
-            let at = within(axis, shape.len() + 1).filter(|_| axis >= 0 || axis < 0 && -axis <= shape.len() as i64);
-            let at = if axis < 0 { usize::try_from(axis + shape.len() as i64).ok()? } else { at? };
+            let from_front = if axis < 0 { axis + shape.len() as i64 } else { axis };
+            let at = usize::try_from(from_front).ok().filter(|&a| a <= shape.len())?;
             vec![shape[..at].iter().product(), shape[at..].iter().product()]
         }
         "Squeeze" => {

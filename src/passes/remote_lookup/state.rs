@@ -104,13 +104,10 @@ fn take_out(graph: &mut Graph, looped: NodeId, s: State, names: &mut Names) -> R
     let outputs: Vec<Output> = node.outputs.iter().enumerate().filter(|(i, _)| *i != s.slot).map(|(_, o)| o.clone()).collect();
     let mut edit: Edit = graph.edit("remote-lookup");
     let new = edit.add(op, &node.name, inputs, outputs, attrs, Some(looped));
-    for (slot, o) in node.outputs.iter().enumerate().filter(|(_, o)| !o.name.is_empty()) {
+    for slot in (0..node.outputs.len()).filter(|&i| !node.outputs[i].name.is_empty()) {
         let old = looped.value(slot as u32);
-        match slot {
-            _ if slot == s.slot => edit.replace_uses(old, table),
-            _ => edit.replace_uses(old, new.value((slot - usize::from(slot > s.slot)) as u32)),
-        }
-        let _ = o;
+        let value = if slot == s.slot { table } else { new.value((slot - usize::from(slot > s.slot)) as u32) };
+        edit.replace_uses(old, value);
     }
     edit.remove(looped);
     edit.commit(names)?;
