@@ -117,7 +117,7 @@ fn hoist_one(graph: &mut Graph, scope: Option<&Scope>, types: &Types, names: &mu
     }
     edit.set_attr(found.looped, "body", Attr::Graph(Box::new(body)));
     edit.commit(names)?;
-    *names = inner_names;
+    names.absorb(inner_names);
     Ok(true)
 }
 
@@ -197,6 +197,12 @@ fn find(graph: &Graph, scope: Option<&Scope>, types: &Types, looped: NodeId) -> 
             };
             if let Some(from) = from {
                 steps.reverse();
+                // Row numbers are made of the last dim: only cuts of the first can be made afterwards.
+                let of_rows = |s: &Step| matches!(s, Step::Each(id) if is_row_ids(body, *id));
+                let first = |s: &Step| !matches!(s, Step::Cut(_, axes, _) if axes.iter().any(|&a| a != 0));
+                if steps.iter().any(of_rows) && !steps.iter().all(first) {
+                    return None;
+                }
                 return Some(Found { looped, lookup, from, steps });
             }
             steps.push(match cut_axes(body, &inside, types, at.node) {
@@ -209,11 +215,17 @@ fn find(graph: &Graph, scope: Option<&Scope>, types: &Types, looped: NodeId) -> 
     })
 }
 
+/// Whether a node makes row numbers of indices, without batch dims.
+fn is_row_ids(body: &Graph, id: NodeId) -> bool {
+    let node = body.node(id);
+    node.op() == Some(&OpName::new(DOMAIN, "RowIds")) && node.attrs.get("batch_dims").is_none()
+}
+
 /// Whether a node changes each element by itself, by one number that is the same in each step.
 fn is_each(body: &Graph, scope: &Scope, types: &Types, id: NodeId) -> bool {
     let node = body.node(id);
     let Some(op) = node.op() else { return false };
-    if op.is("Cast") || op.is("Identity") {
+    if op.is("Cast") || op.is("Identity") || is_row_ids(body, id) {
         return true;
     }
     let number = |v: ValueId| {

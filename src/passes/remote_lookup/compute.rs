@@ -195,7 +195,7 @@ impl Job<'_, '_> {
             let reads = |u: &&crate::ir::Use| {
                 let inside = nodes.contains(&u.node);
                 let lookup = of == v && (u.operand.is_none() || self.leads_to_lookups(u.node, v));
-                !inside && !lookup
+                !inside && !lookup && !self.only_looked_up(u.node, of, super::source::MAX_VIEWS)
             };
             let uses = self.graph.uses(of);
             if let Some(u) = uses.iter().find(reads) {
@@ -213,6 +213,26 @@ impl Job<'_, '_> {
         }
         let passes = view(self.graph, self.scope, id).is_some() && !self.graph.is_output(id.value(0));
         passes && self.graph.uses(id.value(0)).iter().all(|u| u.operand.is_none() || self.leads_to_lookups(u.node, v))
+    }
+
+    /// Whether a node looks up a value, or makes something of it that is only looked up.
+    fn only_looked_up(&self, id: NodeId, v: ValueId, depth: usize) -> bool {
+        if looked_up(self.graph, id).contains(&v) {
+            return true;
+        }
+        let node = self.graph.node(id);
+        let pure = node.op().and_then(ops::find).is_some_and(|d| d.pure && matches!(d.run, Run::Kernel(_)));
+        // Of a branching way, only a short one is followed.
+        let depth = depth.checked_sub(1 + node.outputs.len());
+        pure && depth.is_some_and(|depth| {
+            (0..node.outputs.len() as u32).map(|s| id.value(s)).all(|o| {
+                let uses = self.graph.uses(o);
+                let next = depth / uses.len().max(1);
+                !self.graph.is_output(o)
+                    && !uses.is_empty()
+                    && uses.iter().all(|u| u.operand.is_some() && self.only_looked_up(u.node, o, next))
+            })
+        })
     }
 
     /// What the outputs of a node take.

@@ -9,7 +9,7 @@ pub(super) fn find(site: &Site, operand: usize, _: &Source) -> Verdict {
 }
 
 /// Whether the body of a loop looks up rows of what it is given as an operand.
-fn looks_up(graph: &Graph, id: NodeId, operand: usize) -> bool {
+pub(super) fn looks_up(graph: &Graph, id: NodeId, operand: usize) -> bool {
     let node = graph.node(id);
     let Some(op) = node.op().filter(|o| o.is("Loop") || o.is("Scan")) else { return false };
     let Ok(Some(body)) = node.attrs.graph("body") else { return false };

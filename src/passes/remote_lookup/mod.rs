@@ -180,7 +180,7 @@ impl RemoteLookup {
             table.reason = table.reason.take().or_else(|| table.shared.clone().filter(|_| !self.selection.keep_shared));
             table.reason = table.reason.take().or_else(|| self.selection.refuses(&table.name, &table.tensor, table.goes_along));
             if table.reason.is_none() && table.one_hot && !one_hot::is_exact(&table.tensor) {
-                table.reason = Some("its products with one-hot rows are not its rows: it has infinities, NaNs or negative zeros".into());
+                table.reason = Some("its products with one-hot rows are not its rows to the bit: it has infinities, NaNs, negative zeros or a column of negative numbers alone".into());
             }
         }
         // A table that stays keeps those that its lookups need beside it.

@@ -35,15 +35,23 @@ pub(super) fn find(site: &Site, operand: usize, source: &Source) -> Verdict {
     Some(Ok(Found { ids: hot.ids, axis: 0, keys: 1, how, negative: Negative::Wrap, together: false, padding: Some(rows as i64) }))
 }
 
-/// Whether the product of a one-hot row and the table is the row, bit for bit, and that of zeros is zeros.
+/// Whether the product of a one-hot row and the table is the row, bit for bit, and that of zeros is zeros: of negative
+/// numbers alone it would be negative zeros.
 pub(super) fn is_exact(table: &Tensor) -> bool {
     let (dtype, size) = (table.dtype(), table.dtype().bits() / 8);
-    let Some(bytes) = table.bytes().filter(|_| dtype.is_float() && size > 0) else { return false };
+    let width = table.shape().get(1..).unwrap_or_default().iter().product::<usize>();
+    let Some(bytes) = table.bytes().filter(|_| dtype.is_float() && size > 0 && width > 0) else { return false };
+    let mut positive = vec![false; width];
     // Part by part, for a table may be larger than memory.
-    bytes.chunks(size << 18).all(|part| {
+    let rows = ((1 << 18) / width).max(1);
+    let fits = bytes.chunks(size * width * rows).all(|part| {
         let part = Tensor::from_bytes(dtype, [part.len() / size], part.to_vec()).and_then(|t| t.to_f32s());
-        part.is_ok_and(|values| values.iter().all(|x| x.is_finite() && !(*x == 0.0 && x.is_sign_negative())))
-    })
+        part.is_ok_and(|values| {
+            values.chunks(width).for_each(|row| positive.iter_mut().zip(row).for_each(|(p, x)| *p |= *x >= 0.0));
+            values.iter().all(|x| x.is_finite() && !(*x == 0.0 && x.is_sign_negative()))
+        })
+    });
+    fits && positive.into_iter().all(|p| p)
 }
 
 struct OneHot {

@@ -56,7 +56,7 @@ fn find(graph: &Graph, scope: Option<&Scope>, scans: bool) -> Option<(NodeId, St
         let body = graph.node(id).attrs.graph("body").ok()??;
         let table = |s: &State| {
             let of = graph.node(id).input(s.operand).and_then(|v| source(graph, scope, v));
-            of.is_some_and(|t| super::survey::is_table(&t.tensor))
+            of.is_some_and(|t| super::survey::is_table(&t.tensor)) || super::loop_state::looks_up(graph, id, s.operand)
         };
         let state = states(graph, id, scans).into_iter().find(|s| table(s) && unchanged(body, *s, scans, MAX_VIEWS))?;
         Some((id, state))
