@@ -72,6 +72,18 @@ const FORMS: &[Form] = &[
         (0, 1),
     ),
     (
+        "loop-state-computed",
+        13,
+        "param W: float32[2,4] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]\n  n = Size(ids)\n  v = Transpose(W)\n  w, y = Loop(n, _, v) {body=graph b(i: int64[], c: bool[], w1: float32[4,2]) -> (c2, w1, r) {\n    s = Gather(ids, i)\n    r = Gather(w1, s)\n    c2 = Identity(c)\n  }}",
+        (1, 1),
+    ),
+    (
+        "loop-two-lookups",
+        13,
+        "param U: float32[4,2] = [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]\n  param four: int64[] = [4]\n  n = Size(ids)\n  y = Loop(n, _) {body=graph b(i: int64[], c: bool[]) -> (c2, o) {\n    s = Gather(ids, i)\n    t = Mod(s, four)\n    r = Gather(T, t)\n    q = Gather(U, t)\n    o = Add(r, q)\n    c2 = Identity(c)\n  }}",
+        (2, 2),
+    ),
+    (
         "loop-with-casts",
         13,
         "n = Size(ids)\n  small = Cast(ids) {to=6}\n  param minus: int64[] = [-1]\n  y = Loop(n, _) {body=graph b(i: int64[], c: bool[]) -> (c2, r) {\n    s = Gather(small, i)\n    w = Cast(s) {to=7}\n    t = Max(w, minus)\n    r = Gather(T, t)\n    c2 = Identity(c)\n  }}",
