@@ -136,7 +136,7 @@ fn one_hot_products_are_lookups_where_they_are_asked_for() {
     let hot = "param depth: int64[] = [4]\n  param off_on: float32[2] = [0.0, 1.0]\n  param far: int64[] = [3]\n  i = Add(ids, far)\n  h = OneHot(i, depth, off_on)\n  y = MatMul(h, T)";
     form("one-hot", 13, hot, (1, 1), &flag);
     form(
-        "one-hot-other-depth",
+        "one-hot-negative-zeros",
         13,
         &hot.replace("depth: int64[] = [4]", "depth: int64[] = [5]")
             .replace("T)", "T5)")

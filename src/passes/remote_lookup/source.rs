@@ -181,6 +181,12 @@ const UNARY: &[&str] = &[
     "Tanh",
 ];
 
+/// Whether an op passes a table on whatever its further operands are.
+pub(super) fn is_plain(op: &OpName) -> bool {
+    let shape = ["DequantizeLinear", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"];
+    shape.contains(&&*op.name) || UNARY.contains(&&*op.name)
+}
+
 /// Whether a node passes a table on, and how. What it needs besides must be a constant right behind it.
 pub(super) fn view<'g>(graph: &'g Graph, scope: Option<&Scope<'g>>, id: NodeId) -> Option<View> {
     let node = graph.node(id);

@@ -200,6 +200,9 @@ fn argument_lookups(graph: &Graph) -> Vec<NodeId> {
     graph.ops().iter().copied().filter(|&id| looked_up(graph, id).into_iter().any(|v| of_caller(graph, v))).collect()
 }
 
+/// Ops that make tables of tables, besides those that pass them on.
+const MADE_BY: &[&str] = &["Add", "Concat", "Div", "Mul", "Pad", "Slice", "Sub", "Transpose", "Where"];
+
 /// Whether a value is an argument, or made of arguments and constants alone.
 fn of_caller(graph: &Graph, v: ValueId) -> bool {
     let mut todo = vec![v];
@@ -212,7 +215,9 @@ fn of_caller(graph: &Graph, v: ValueId) -> bool {
         match &node.kind {
             Kind::Input(_) | Kind::Param(_) | Kind::Capture => return true,
             Kind::Op(op) if op.is("Constant") => return true,
-            _ => todo.extend(node.inputs().iter().flatten()),
+            // What a table is made by; shapes and activations are none.
+            Kind::Op(op) if super::source::is_plain(op) || MADE_BY.contains(&&*op.name) => todo.extend(node.inputs().iter().flatten()),
+            _ => {}
         }
     }
     false
