@@ -14,4 +14,5 @@ pub mod passes;
 pub mod plan;
 pub mod store;
 pub mod tensor;
+pub mod view;
 mod wire;

@@ -34,7 +34,7 @@ fn set_up(pass: Box<dyn Pass>, before: &Model, report: &mut Report) -> Box<dyn P
         "upgrade-opset" => Box::new(UpgradeOpset { to: 13 }),
         "partition-params" => {
             let table = before.graph.constant(before.graph.value("W").expect("W")).expect("a table").tensor.clone();
-            report.tables.push(TableTaken { name: "W".into(), tensor: table, lookups: 1 });
+            report.tables.push(TableTaken { name: "W".into(), origin: "W".into(), tensor: table, lookups: 1 });
             pass
         }
         _ => pass,

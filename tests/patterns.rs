@@ -1,5 +1,8 @@
 //! Lookups as exporters write them, each with its right values: by itself, and rewritten, bit for bit.
 
+#[path = "patterns/forms.rs"]
+mod forms;
+
 use graphtool::deploy::{self, Outcome, RewriteOptions, rewrite};
 use graphtool::exec::{Options, Session};
 use graphtool::ir::{Model, parse_model, print_graph, print_model, verify};
@@ -41,14 +44,14 @@ impl Done {
 
 /// Rewrites in one, two and three shards; each time the answer is that of the model by itself, and the merged model is the
 /// original. Gives back what two shards gave.
-fn check_with(text: &str, inputs: Inputs, keep_shared: bool) -> Done {
+fn check_with(text: &str, inputs: Inputs, selection: &dyn Fn() -> Selection) -> Done {
     let model = parse_model(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     let plain = run(&Session::new(&model, Options::default()).expect("a session"), inputs);
     let dir = tempfile::tempdir().expect("a directory");
     let mut done = None;
     for shards in [1, 3, 2] {
         let out = dir.path().join(format!("{shards}.dist"));
-        let options = || RewriteOptions { shards, selection: Selection { keep_shared, ..Selection::default() }, ..Default::default() };
+        let options = || RewriteOptions { shards, selection: selection(), ..Default::default() };
         let outcome = rewrite(model.clone(), &out, options()).expect("a rewrite");
         let first = std::fs::read(out.join("worker.onnx")).expect("bytes");
         rewrite(model.clone(), &out, options()).expect("a rewrite");
@@ -70,7 +73,7 @@ fn check_with(text: &str, inputs: Inputs, keep_shared: bool) -> Done {
 }
 
 fn check(text: &str, inputs: Inputs) -> Done {
-    check_with(text, inputs, false)
+    check_with(text, inputs, &Selection::default)
 }
 
 fn graph(opset: i64, interface: &str, body: &str) -> String {
@@ -104,6 +107,7 @@ fn bag_in_loop(reduce: &str) -> String {
     graph(13, "(ids: int64[n], offsets: int64[b]) -> (y)", &body)
 }
 
+// P01, shape B
 #[test]
 fn a_bag_in_a_loop_asks_once_and_empty_bags_are_what_the_graph_makes_of_them() {
     let inputs = [("ids", ints(&[4], &[0, 1, 2, 3])), ("offsets", ints(&[3], &[0, 2, 2]))];
@@ -118,6 +122,7 @@ fn a_bag_in_a_loop_asks_once_and_empty_bags_are_what_the_graph_makes_of_them() {
     }
 }
 
+// P01, shape C
 #[test]
 fn a_bag_looked_up_before_its_loop_takes_zeros_for_an_empty_bag() {
     let modes = [
@@ -160,6 +165,7 @@ fn a_bag_looked_up_before_its_loop_takes_zeros_for_an_empty_bag() {
     }
 }
 
+// P03
 #[test]
 fn negative_ids_count_from_the_end() {
     let body = format!("{T}\n  y = Gather(T, ids) {{axis=0}}");
@@ -167,6 +173,7 @@ fn negative_ids_count_from_the_end() {
     assert_eq!((done.remote(), done.values), (1, vec![30.0, 31.0, 0.0, 1.0]));
 }
 
+// P05
 #[test]
 fn rows_of_repeated_ids_come_back_in_their_places() {
     let text = graph(13, "(ids) -> (y)", &format!("{T}\n  y = Gather(T, ids)"));
@@ -178,6 +185,7 @@ fn rows_of_repeated_ids_come_back_in_their_places() {
     }
 }
 
+// P07
 #[test]
 fn several_tables_with_several_lookups_each_are_one_question() {
     let body = format!(
@@ -195,6 +203,7 @@ fn several_tables_with_several_lookups_each_are_one_question() {
     assert_eq!(done.values, [10.0, 11.0, 3.0, 4.0, 5.0, 20.0, 21.0, 6.0, 7.0, 8.0]);
 }
 
+// P21
 #[test]
 fn names_that_are_taken_are_left_to_their_owners() {
     let text = |extra: &str, outputs: &str| {
@@ -222,6 +231,7 @@ fn names_that_are_taken_are_left_to_their_owners() {
     assert_eq!((second.remote(), second.values), (2, first.values));
 }
 
+// P22
 #[test]
 fn only_the_branch_that_is_taken_asks() {
     let body = format!(
@@ -243,6 +253,7 @@ fn only_the_branch_that_is_taken_asks() {
     }
 }
 
+// P23
 #[test]
 fn a_function_called_with_two_tables_is_two_lookups() {
     let text = format!(
@@ -264,6 +275,7 @@ graph g(i: int64[n]) -> (y) {{
     assert!(done.model.functions.is_empty());
 }
 
+// P25
 #[test]
 fn tied_weights_stay_with_their_reason_or_are_served_and_kept() {
     let body = format!("{T}\n  e = Gather(T, ids)\n  w = Transpose(T) # head\n  y = MatMul(e, w)");
@@ -271,10 +283,11 @@ fn tied_weights_stay_with_their_reason_or_are_served_and_kept() {
     let inputs = [("ids", ints(&[1], &[1]))];
     let stays = check(&text, &inputs);
     assert_eq!(stays.reasons(), ["it is also read by Transpose \"head\""]);
-    let kept = check_with(&text, &inputs, true);
+    let kept = check_with(&text, &inputs, &|| Selection { keep_shared: true, ..Selection::default() });
     assert_eq!((kept.remote(), kept.values.as_slice()), (1, [11.0, 221.0, 431.0, 641.0].as_slice()));
 }
 
+// S2, for ONNX's ops
 #[test]
 fn each_lookup_of_a_table_keeps_its_own_meaning() {
     let body = format!("{T}\n  a = Gather(T, i)\n  u = GatherND(T, k)\n  y = Add(a, u)\n  z = Gather(T, j)");

@@ -90,7 +90,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     }
     let tables: Vec<String> = named.into_iter().map(|n| n.0).collect();
     let wanted = tables.clone();
-    options.selection = Selection { min_bytes: 0, keep_shared: false, names: Some(Box::new(move |name| wanted.iter().any(|t| t == name))) };
+    options.selection =
+        Selection { min_bytes: 0, keep_shared: false, one_hot: false, names: Some(Box::new(move |name| wanted.iter().any(|t| t == name))) };
     let outcome = rewrite(model, &args.output, options)?;
     for table in &tables {
         if outcome.manifest.table(table).is_none() {

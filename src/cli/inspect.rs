@@ -1,18 +1,32 @@
 //! `graphtool inspect`
 
-use super::{exit_with, output, size};
+use super::{exit_with, output, size, usage};
 use crate::ir::{Kind, Model};
+use crate::passes::costs::{Cost, costs};
 use crate::passes::{InlineFunctions, Pass, RemoteLookup, Report, hidden_in_functions};
 use crate::{deploy, formats};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Show what a model or a deployment holds: interface, ops, parameters, tables and their lookups
+/// Show what a model or a deployment holds: interface, ops, parameters, tables and their lookups, and what a run costs
+///
+/// Costs are additions, products and function values of elements (FLOPs), and the bytes of all that nodes read and write;
+/// a lookup reads the rows that it gives. They are known where all dims are: give those of the inputs by --batch-size and
+/// --dim. What a body of a loop costs is counted once.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A model file, or a deployment directory
     model: PathBuf,
+    /// Cost of a run with so many samples: the outermost dim of each input that is no number
+    #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: Option<u32>,
+    /// What a symbol of the inputs stands for, for costs (may be given several times)
+    #[arg(long, value_name = "SYMBOL=N")]
+    dim: Vec<String>,
+    /// List the cost of each node
+    #[arg(long)]
+    nodes: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -48,11 +62,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if !is_dir {
         facts["tables"] = tables(&model)?;
     }
+    facts["costs"] = cost(&model, &args)?;
     if args.json {
         output::line(serde_json::to_string_pretty(&facts)?)?;
         return Ok(());
     }
-    print(&facts)
+    print(&facts, args.nodes)
 }
 
 fn describe(model: &Model, format: &str) -> Value {
@@ -98,29 +113,88 @@ fn tables(model: &Model) -> anyhow::Result<Value> {
             names.push(&l.table);
         }
     });
-    let mut found: BTreeMap<String, crate::tensor::Tensor> = BTreeMap::new();
-    model.clone().map_constants(&mut |name, c| {
-        if names.contains(&name) {
-            found.entry(name.to_owned()).or_insert_with(|| c.tensor.clone());
-        }
-    });
     let one = |name: &&str| {
         let lookups: Vec<_> = report.lookups.iter().filter(|l| l.table == *name).collect();
         let reason = lookups.iter().find_map(|l| l.reason.clone());
         let nodes: Vec<Value> = lookups.iter().map(|l| json!({"node": l.node, "op": l.op, "reason": l.reason})).collect();
         let mut row = json!({"name": name, "lookups": nodes, "remote": reason.is_none(), "reason": reason});
-        if let Some(t) = found.get(*name) {
-            row["rows"] = json!(t.shape().first().copied().unwrap_or(0));
-            row["row_shape"] = json!(t.shape().get(1..).unwrap_or_default());
-            row["dtype"] = json!(t.dtype().name());
-            row["bytes"] = json!(t.dtype().byte_len(t.shape()).unwrap_or(0));
+        if let Some((_, dtype, shape)) = report.shapes.iter().find(|(n, ..)| n == name) {
+            row["rows"] = json!(shape.first().copied().unwrap_or(0));
+            row["row_shape"] = json!(shape.get(1..).unwrap_or_default());
+            row["dtype"] = json!(dtype.name());
+            row["bytes"] = json!(dtype.byte_len(shape).unwrap_or(0));
         }
         row
     };
     Ok(names.iter().map(one).collect())
 }
 
-fn print(f: &Value) -> anyhow::Result<()> {
+/// What a run costs, in all and by node.
+fn cost(model: &Model, args: &Args) -> anyhow::Result<Value> {
+    let mut symbols = BTreeMap::new();
+    for d in &args.dim {
+        let pair = d.rsplit_once('=').and_then(|(s, n)| Some((s.to_owned(), n.parse::<usize>().ok()?)));
+        let (symbol, n) = pair.ok_or_else(|| usage(format!("--dim {d}: expected SYMBOL=N")))?;
+        symbols.insert(symbol, n);
+    }
+    let found = costs(model, &symbols, args.batch_size.map(|b| b as usize));
+    if let Some(symbol) = found.unknown.iter().next() {
+        return Err(usage(format!("--dim {symbol}: no input has a dim of that name")));
+    }
+    let sum = |f: &dyn Fn(&Cost) -> Option<u64>| found.nodes.iter().filter_map(f).fold(0u64, u64::saturating_add);
+    let bodies = ["If", "Loop", "Scan", "SequenceMap"];
+    let own: Vec<&Cost> = found.nodes.iter().filter(|c| !bodies.contains(&c.op.as_str())).collect();
+    let (flops, bytes) = (sum(&|c| c.flops), sum(&|c| c.bytes));
+    let repeated = own.iter().filter(|c| c.repeated).count();
+    let lost = own.iter().filter(|c| c.flops.is_none() || c.bytes.is_none()).count();
+    let nodes: Vec<Value> = found
+        .nodes
+        .iter()
+        .map(|c| json!({"node": c.node, "op": c.op, "flops": c.flops, "bytes": c.bytes, "repeated": c.repeated}))
+        .collect();
+    Ok(json!({"flops": flops, "bytes": bytes, "unknown_nodes": lost, "repeated_nodes": repeated, "unbound": found.unbound, "nodes": nodes}))
+}
+
+/// A count in thousands, millions, ….
+fn count(n: u64) -> String {
+    let (mut x, mut unit) = (n as f64, 0);
+    while x >= 1000.0 && unit < 4 {
+        x /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { n.to_string() } else { format!("{x:.2} {}", ["", "K", "M", "G", "T"][unit]) }
+}
+
+fn print_costs(c: &Value, nodes: bool) -> anyhow::Result<()> {
+    let number = |k: &str| c[k].as_u64().unwrap_or(0);
+    let mut notes = Vec::new();
+    if number("unknown_nodes") > 0 {
+        let symbols: Vec<&str> = c["unbound"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let how = if symbols.is_empty() { String::new() } else { format!(": give --dim {}=N", symbols.join("=N --dim ")) };
+        let all = c["nodes"].as_array().map_or(0, Vec::len);
+        notes.push(format!("{} of {all} nodes are not known{how}", number("unknown_nodes")));
+    }
+    if number("repeated_nodes") > 0 {
+        notes.push(format!("{} nodes in loops counted once", number("repeated_nodes")));
+    }
+    let notes = if notes.is_empty() { String::new() } else { format!(" ({})", notes.join("; ")) };
+    output::line(format!(
+        "cost        {}FLOP, {} read and written{notes}",
+        count(number("flops")) + if number("flops") < 1000 { " " } else { "" },
+        size::print(number("bytes"))
+    ))?;
+    if nodes {
+        let known = |v: &Value, f: &dyn Fn(u64) -> String| v.as_u64().map_or("unknown".to_owned(), f);
+        let cell = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let rows: Vec<Vec<String>> = (c["nodes"].as_array().into_iter().flatten())
+            .map(|n| vec![cell(&n["node"]), cell(&n["op"]), known(&n["flops"], &count), known(&n["bytes"], &size::print)])
+            .collect();
+        output::table(&["node", "op", "FLOP", "bytes"], &[2, 3], &rows)?;
+    }
+    Ok(())
+}
+
+fn print(f: &Value, nodes: bool) -> anyhow::Result<()> {
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
     let map =
         |v: &Value| v.as_object().map(|m| m.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")).unwrap_or_default();
@@ -132,6 +206,7 @@ fn print(f: &Value) -> anyhow::Result<()> {
     }
     output::line(format!("nodes       {}: {}", f["nodes"], map(&f["ops"])))?;
     output::line(format!("parameters  {} ({})", f["parameters"], size::print(f["parameter_bytes"].as_u64().unwrap_or(0))))?;
+    print_costs(&f["costs"], nodes)?;
     if let Some(id) = f.get("plan_id") {
         let replicas = f["replicas"].as_u64().filter(|r| *r > 1).map_or(String::new(), |r| format!(", each on {r} servers"));
         output::line(format!("plan        {} in {} shards{replicas}", text(id), f["shards"]))?;

@@ -21,6 +21,7 @@ mod rewrite;
 mod run;
 mod save;
 mod size;
+mod view;
 
 use clap::{Parser, Subcommand};
 use std::fmt;
@@ -60,6 +61,7 @@ enum Command {
     Reshard(reshard::Args),
     Rewrite(rewrite::Args),
     Run(run::Args),
+    View(view::Args),
 }
 
 /// An error with the exit code that goes with it.
@@ -143,5 +145,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Reshard(a) => reshard::run(a),
         Command::Rewrite(a) => rewrite::run(a),
         Command::Run(a) => run::run(a),
+        Command::View(a) => view::run(a),
     }
 }

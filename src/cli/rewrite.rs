@@ -99,6 +99,9 @@ pub(super) struct Options {
     /// Serve tables that have other readers too (tied weights), and keep them in the model for those
     #[arg(long)]
     pub(super) keep_shared: bool,
+    /// Take products of one-hot rows and a table for lookups; an id out of range then gives zeros, as there
+    #[arg(long)]
+    pub(super) one_hot: bool,
     /// Combine an output over all workers: sum, mean, max or min
     #[arg(long, value_name = "OUTPUT=OP")]
     pub(super) all_reduce: Vec<String>,
@@ -127,7 +130,7 @@ impl Options {
             replicas: self.cut.replicas,
             store: self.store_dtype.as_deref().and_then(StoreDtype::from_name),
             stats: self.cut.stats()?,
-            selection: Selection { min_bytes: self.min_bytes, names, keep_shared: self.keep_shared },
+            selection: Selection { min_bytes: self.min_bytes, names, keep_shared: self.keep_shared, one_hot: self.one_hot },
             all_reduce: self.all_reduce.iter().map(pair).collect::<Result<_, _>>()?,
             plan: self.cut.plan_text()?,
             ..RewriteOptions::default()

@@ -185,9 +185,9 @@ pub(super) fn finish(staging: Staging, dir: &Path, mut manifest: Manifest) -> Re
 
 /// Leaves a stand-in for each table in the graph as it came.
 fn take_tables_out(original: &mut Model, report: &Report) {
-    let same = |a: &Tensor, b: &Tensor| matches!((a.bytes(), b.bytes()), (Some(x), Some(y)) if std::ptr::eq(x, y));
-    original.map_constants(&mut |name: &str, c: &mut Constant| {
-        if let Some(t) = report.tables.iter().find(|t| t.name == name && same(&t.tensor, &c.tensor)) {
+    let same = |a: &Tensor, b: &Tensor| matches!((a.bytes(), b.bytes()), (Some(x), Some(y)) if !x.is_empty() && std::ptr::eq(x, y));
+    original.map_constants(&mut |_: &str, c: &mut Constant| {
+        if let Some(t) = report.tables.iter().find(|t| same(&t.tensor, &c.tensor)) {
             c.tensor = Tensor::absent(c.tensor.dtype(), c.tensor.shape(), &format!("table {}", t.name));
         }
     });

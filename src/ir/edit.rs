@@ -31,6 +31,7 @@ pub struct Edit<'g> {
     attrs: Vec<(NodeId, String, Option<Attr>)>,
     types: Vec<(ValueId, Type)>,
     outputs: Vec<(usize, ValueId)>,
+    dropped: Vec<usize>,
     removed: Vec<NodeId>,
     /// Added nodes whose names are final.
     exact: HashSet<NodeId>,
@@ -48,6 +49,7 @@ impl Graph {
             attrs: Vec::new(),
             types: Vec::new(),
             outputs: Vec::new(),
+            dropped: Vec::new(),
             removed: Vec::new(),
             exact: HashSet::new(),
         }
@@ -68,6 +70,7 @@ impl Edit<'_> {
             && self.attrs.is_empty()
             && self.types.is_empty()
             && self.outputs.is_empty()
+            && self.dropped.is_empty()
             && self.removed.is_empty()
     }
 
@@ -208,6 +211,11 @@ impl Edit<'_> {
     /// far are left alone.
     pub fn set_output(&mut self, index: usize, value: ValueId) {
         self.outputs.push((index, value));
+    }
+
+    /// In a body: output `index`, as it was counted before the edit, is given back no more.
+    pub fn remove_output(&mut self, index: usize) {
+        self.dropped.push(index);
     }
 
     /// Removes a node, whose values nobody may need once the edit is done.
@@ -489,6 +497,9 @@ impl Edit<'_> {
             output.info = output.info.take().or(output.ty.is_some().then(Default::default));
             graph.outputs[index].value = new;
         }
+        self.dropped.sort_unstable();
+        self.dropped.dedup();
+        self.dropped.iter().rev().for_each(|&index| drop(graph.outputs.remove(index)));
         // New nodes stand before their anchors; a stable sort then repairs what that left out of order.
         let mut order: Vec<(usize, usize, NodeId)> = graph.order.iter().map(|&id| (positions.remove(&id).unwrap_or(0), 1, id)).collect();
         order.extend(placed.into_iter().map(|(at, id)| (at, 0, id)));
@@ -522,7 +533,9 @@ impl Edit<'_> {
     fn names_to_take_over(&self, removed: &HashSet<NodeId>) -> HashMap<ValueId, String> {
         let mut taken = HashMap::new();
         for &(old, new) in &self.replaced {
-            if new.node.0 >= NEW && removed.contains(&old.node) {
+            // A capture is what it captures by its name.
+            let capture = self.peek(new.node).is_some_and(|n| matches!(n.kind, Kind::Capture));
+            if new.node.0 >= NEW && !capture && removed.contains(&old.node) {
                 taken.entry(new).or_insert_with(|| self.graph.name_of(old).to_owned());
             }
         }

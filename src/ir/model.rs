@@ -188,4 +188,9 @@ impl Names {
         self.taken.insert(name.clone());
         name
     }
+
+    /// Takes what another list of the same model has taken too.
+    pub fn absorb(&mut self, other: Names) {
+        self.taken.extend(other.taken);
+    }
 }

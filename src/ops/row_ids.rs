@@ -1,7 +1,8 @@
 //! Ops of the domain `graphtool`, version 1, that prepare lookups.
 //!
 //! `RowIds(indices) → ids` makes one row number out of the last dim of the indices, which address the leading `dims` of a
-//! table; each counts from the end where it is negative, and is checked. `Positions(ids) → places` has the type and shape of
+//! table; each counts from the end where it is negative, and is checked. The first `batch_dims` of the `dims` count with
+//! where an index stands, in the same dims of the indices. `Positions(ids) → places` has the type and shape of
 //! the ids and counts their elements.
 
 use super::remote::DOMAIN;
@@ -11,7 +12,7 @@ use crate::tensor::{DType, Tensor, cast};
 
 pub(super) const OPS: &[OpDef] = &[
     OpDef::new("Positions", &[1]).domain(DOMAIN).kernel(positions).infer(infer::same),
-    OpDef::new("RowIds", &[1]).domain(DOMAIN).attrs(&["dims"]).kernel(row_ids).infer(infer_row_ids),
+    OpDef::new("RowIds", &[1]).domain(DOMAIN).attrs(&["batch_dims", "dims"]).kernel(row_ids).infer(infer_row_ids),
 ];
 
 fn positions(_: &OpCtx) -> Result<Kernel, OpError> {
@@ -26,17 +27,27 @@ fn row_ids(cx: &OpCtx) -> Result<Kernel, OpError> {
     let Some(dims) = cx.attrs.ints("dims")?.map(<[i64]>::to_vec).filter(|d| !d.is_empty() && d.iter().all(|&d| d >= 0)) else {
         invalid!("attribute \"dims\" must have sizes");
     };
+    let batch = cx.attrs.int_or("batch_dims", 0)?;
+    let Some(batch) = usize::try_from(batch).ok().filter(|&b| b < dims.len()) else {
+        invalid!("batch_dims {batch} of {} dims", dims.len())
+    };
     Ok(Box::new(move |args: Args| {
         let indices = args.tensor(0)?;
-        if indices.shape().last() != Some(&dims.len()) {
-            invalid!("expected indices of {} parts, found shape {}", dims.len(), indices.shape());
+        let (around, own) = dims.split_at(batch);
+        if indices.shape().last() != Some(&own.len()) || indices.rank() <= batch {
+            invalid!("expected indices of {} parts after {batch} batch dims, found shape {}", own.len(), indices.shape());
         }
-        let mut ids = Vec::with_capacity(indices.len() / dims.len());
-        for index in indices.to_i64s()?.chunks_exact(dims.len()) {
-            let mut id = 0;
-            for (&i, &d) in index.iter().zip(&dims) {
+        if indices.shape()[..batch].iter().zip(around).any(|(&a, &b)| a as i64 != b) {
+            invalid!("the first dims of indices of shape {} are not {around:?}", indices.shape());
+        }
+        // Indices of one batch follow each other.
+        let each = indices.shape()[batch..indices.rank() - 1].iter().product::<usize>().max(1);
+        let mut ids = Vec::with_capacity(indices.len() / own.len());
+        for (place, index) in indices.to_i64s()?.chunks_exact(own.len()).enumerate() {
+            let mut id = (place / each) as i64;
+            for (&i, &d) in index.iter().zip(own) {
                 if !(-d..d).contains(&i) {
-                    invalid!("index {index:?} is out of range for {dims:?}");
+                    invalid!("index {index:?} is out of range for {own:?}");
                 }
                 id = id * d + i.rem_euclid(d);
             }
@@ -63,6 +74,17 @@ mod tests {
         assert_eq!(run("graphtool::RowIds", 1, dims(), &[ids]).unwrap(), Tensor::vector(vec![5i64, 3]));
         let error = run("graphtool::RowIds", 1, dims(), &[Tensor::vector(vec![0i64, 3])]).unwrap_err().to_string();
         assert_eq!(error, "index [0, 3] is out of range for [2, 3]");
+    }
+
+    #[test]
+    fn batch_dims_count_with_the_place_of_an_index() {
+        let ids = Tensor::new([2, 2, 1], vec![1i64, -1, 0, 2]).unwrap();
+        let attrs = |b: i64| Attrs::new().with("dims", vec![2, 3]).with("batch_dims", b);
+        assert_eq!(run("graphtool::RowIds", 1, attrs(1), &[ids.clone()]).unwrap(), Tensor::new([2, 2], vec![1i64, 2, 3, 5]).unwrap());
+        let wrong = Tensor::new([3, 1], vec![0i64; 3]).unwrap();
+        let error = run("graphtool::RowIds", 1, attrs(1), &[wrong]).unwrap_err().to_string();
+        assert_eq!(error, "the first dims of indices of shape [3,1] are not [2]");
+        assert!(run("graphtool::RowIds", 1, attrs(2), &[ids]).is_err());
     }
 
     #[test]

@@ -19,11 +19,12 @@
 //!   y = LeakyRelu(x) {alpha=0.5}
 //! }
 //! ```
-//! *Leaves alone*: functions that call themselves, functions whose operator sets are not the model's; each is remarked. All calls
-//! stay where they stand for more than 20,000 nodes.
+//! *Leaves alone*: functions that call themselves, functions of other operator sets in which some op of theirs is another;
+//! each is remarked. All calls stay where they stand for more than 20,000 nodes.
 
 use super::{Changed, Pass, PassError, Report};
 use crate::ir::{Function, Graph, Model, Names, NodeId, OpName, normal_domain};
+use crate::ops;
 use std::collections::{BTreeSet, HashMap};
 
 /// Nodes that all calls may stand for.
@@ -113,11 +114,20 @@ fn ops_in(graph: &Graph, into: &mut BTreeSet<OpName>) {
     }
 }
 
+/// Whether the ops of a domain that a graph has are the same in two versions of it.
+fn same_ops(graph: &Graph, domain: &str, a: i64, b: i64) -> bool {
+    let mut found = BTreeSet::new();
+    ops_in(graph, &mut found);
+    let since = |d: &ops::OpDef, version: i64| d.versions.iter().copied().filter(|&v| v <= version).max();
+    let own = found.iter().filter(|op| &*op.domain == normal_domain(domain));
+    own.into_iter().all(|op| ops::find(op).is_some_and(|d| since(d, a).is_some() && since(d, a) == since(d, b)))
+}
+
 /// Why calls of a function cannot be replaced.
 fn refusal(model: &Model, f: &Function) -> Option<String> {
     for import in &f.opset_imports {
         let found = model.opset(&import.domain);
-        if found != 0 && found != import.version {
+        if found != 0 && found != import.version && !same_ops(&f.graph, &import.domain, import.version, found) {
             let domain = if normal_domain(&import.domain).is_empty() { "ai.onnx" } else { &import.domain };
             return Some(format!("its body is of opset {} of {domain}, the model of {found}", import.version));
         }

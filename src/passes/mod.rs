@@ -1,9 +1,12 @@
 //! Graph passes: the catalogue, the pipeline that runs them, and the report of what they did and why not.
+//!
+#![doc = include_str!("../PATTERNS.md")]
 
 mod all_reduce;
 mod cast_chains;
 mod common_subexpressions;
 mod constant_branches;
+pub mod costs;
 mod dead_code;
 mod extract;
 mod fold_constants;

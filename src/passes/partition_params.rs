@@ -17,7 +17,7 @@
 //! ```
 //! *Leaves alone*: constants that anything still reads.
 
-use super::remote_lookup::view_of;
+use super::remote_lookup::source;
 use super::{Changed, Pass, PassError, Report};
 use crate::ir::{Graph, Kind, Model};
 use std::collections::HashSet;
@@ -36,26 +36,20 @@ impl Pass for PartitionParams {
     }
 
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {
-        let tables: HashSet<&str> = report.tables.iter().map(|t| t.name.as_str()).collect();
+        let tables: HashSet<&str> = report.tables.iter().map(|t| t.origin.as_str()).collect();
         let mut names = model.names();
         let mut changed = Changed::No;
-        model.visit_mut(&mut |graph: &mut Graph, _| -> Result<(), PassError> {
+        model.visit_mut(&mut |graph: &mut Graph, scope| -> Result<(), PassError> {
             // Views of a table, then the table.
             loop {
                 let unused = |id: &crate::ir::NodeId| graph.is_unused(id.value(0));
-                let view = |id: &crate::ir::NodeId| {
-                    let (node, mut v) = (graph.node(*id), id.value(0));
-                    while let Some(of) = view_of(graph, v) {
-                        v = of;
-                    }
-                    let constant = node.op().is_some_and(|o| o.is("Constant")) && tables.contains(node.outputs[0].name.as_str());
-                    constant || (v.node != *id && tables.contains(graph.name_of(v)))
-                };
+                let view = |id: &crate::ir::NodeId| source(graph, scope, id.value(0)).is_some_and(|s| tables.contains(s.key.1.as_str()));
                 let params = graph.params().iter().copied().filter(|&p| {
                     let node = graph.node(p);
                     matches!(node.kind, Kind::Param(_) | Kind::Input(Some(_))) && tables.contains(node.outputs[0].name.as_str())
                 });
-                let gone: Vec<_> = graph.ops().iter().copied().filter(view).chain(params).filter(unused).collect();
+                let ops = graph.ops().iter().copied().filter(|&id| graph.node(id).outputs.len() == 1);
+                let gone: Vec<_> = ops.chain(params).filter(unused).filter(|id| graph.node(*id).op().is_none() || view(id)).collect();
                 if gone.is_empty() {
                     return Ok(());
                 }

@@ -17,12 +17,12 @@ pub(super) fn find(site: &Site, operand: usize, source: &Source) -> Verdict {
         return Some(Ok(found));
     }
     let dtype = source.tensor.dtype();
-    let shape = site.graph.type_of(ids).and_then(|t| t.shape());
-    Some(match shape {
+    let known = site.types.rank(site.graph, ids);
+    Some(match known {
         _ if !whole_bytes(dtype, &[1]) || dtype.bits() < 8 => {
             Err(format!("it reads axis {axis} of elements of {dtype}, which are no whole bytes"))
         }
-        Some(dims) => Ok(Found { how: How::Moved { at: axis, rank: dims.len() }, ..found }),
+        Some(rank) => Ok(Found { how: How::Moved { at: axis, rank }, ..found }),
         None => Err(format!("it reads axis {axis}, and the rank of its ids is not known")),
     })
 }

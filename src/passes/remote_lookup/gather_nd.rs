@@ -2,7 +2,7 @@
 
 use super::source::{Source, const_ints};
 use super::{Found, How, Site, Verdict};
-use crate::ir::ValueId;
+use crate::ir::{Type, ValueId};
 use crate::ops::remote::Negative;
 
 pub(super) fn find(site: &Site, operand: usize, source: &Source) -> Verdict {
@@ -11,24 +11,25 @@ pub(super) fn find(site: &Site, operand: usize, source: &Source) -> Verdict {
         return None;
     }
     let ids = node.input(1)?;
-    if node.attrs.int_or("batch_dims", 0).ok()? != 0 {
-        return Some(Err("its batch_dims are not 0: each sample reads a part of its own".into()));
-    }
-    let Some(keys) = last_dim(site, ids) else {
+    let batch = usize::try_from(node.attrs.int_or("batch_dims", 0).ok()?).ok()?;
+    let Some(parts) = last_dim(site, ids) else {
         return Some(Err("the last dim of its indices is not known".into()));
     };
     let shape = source.tensor.shape();
-    if keys == 0 || keys > shape.len() {
-        return Some(Err(format!("its indices have {keys} parts, the table {} dims", shape.len())));
+    // The first dims count with where an index stands.
+    let keys = batch + parts;
+    if parts == 0 || keys > shape.len() {
+        return Some(Err(format!("its indices have {parts} parts after {batch} batch dims, the table {} dims", shape.len())));
     }
     let dims = shape[..keys].iter().map(|&d| d as i64).collect();
-    Some(Ok(Found { ids, axis: 0, keys, how: How::Stacked { dims }, negative: Negative::Wrap, together: false, padding: None }))
+    let how = How::Stacked { dims, batch };
+    Some(Ok(Found { ids, axis: 0, keys, how, negative: Negative::Wrap, together: false, padding: None }))
 }
 
 /// The last dim of a value, from its type or from the op that makes it.
 fn last_dim(site: &Site, v: ValueId) -> Option<usize> {
     let graph = site.graph;
-    if let Some(n) = graph.type_of(v).and_then(|t| t.shape()).and_then(|s| s.last()?.known()) {
+    if let Some(n) = site.types.get(graph, v).and_then(Type::shape).and_then(|s| s.last()?.known()) {
         return Some(n);
     }
     let node = graph.node(v.node);

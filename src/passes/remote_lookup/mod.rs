@@ -16,12 +16,15 @@
 //!   y = graphtool::RemoteLookup(i) {tables=["W"], rows=[2], dtypes=[1], row_ranks=[1], row_dims=[2], negative=[1]}
 //! }
 //! ```
-//! *Needs*: an op that one of the rules knows, in the main graph or in any body, on an initializer or a Constant, or on an
-//! Identity, Flatten, Reshape, Cast or per-tensor DequantizeLinear of one.
+//! *Needs*: an op that one of the rules knows, in the main graph or in any body, on an initializer or a Constant, or on what
+//! ops make of constants. Reshapes are looked through; ops on single elements are done to the rows instead; a table that a
+//! loop hands from step to step is read from outside; a scale per row is looked up too; what else is made of constants is
+//! computed once, here.
 //! *Leaves alone*: tables that anything else reads or that are given back (unless they are to be kept too), that a caller
 //! can override, or that the selection does not name; each lookup that stays is reported with its reason.
 
 mod blocks;
+mod compute;
 mod embed;
 mod gather;
 mod gather_elements;
@@ -30,11 +33,15 @@ mod local;
 mod loop_state;
 mod one_hot;
 mod rewrite;
+mod row_scales;
 mod source;
+mod state;
 mod survey;
+mod types;
 
-pub(super) use source::{const_ints, view_of};
+pub(super) use source::{const_ints, constant, source};
 pub use survey::hidden_in_functions;
+pub(super) use types::Types;
 
 use super::report::{LookupRemark, TableTaken};
 use super::{Changed, Pass, PassError, Report};
@@ -57,6 +64,8 @@ pub struct Selection {
     pub names: Option<NameFilter>,
     /// Tables with other readers are served, and kept in the graph for those.
     pub keep_shared: bool,
+    /// Products of one-hot rows and a table are lookups.
+    pub one_hot: bool,
 }
 
 /// The pass.
@@ -66,7 +75,7 @@ pub struct RemoteLookup {
     pub selection: Selection,
 }
 
-/// A constant by the depth of its graph (0: main) and its name.
+/// A constant by its graph, as long as that does not move, and its name.
 type Key = (usize, String);
 
 /// A node that may look up rows.
@@ -74,6 +83,8 @@ struct Site<'g, 's> {
     graph: &'g Graph,
     scope: Option<&'s Scope<'g>>,
     id: NodeId,
+    types: &'s Types,
+    one_hot: bool,
 }
 
 /// How the result of a lookup takes the place of a node.
@@ -83,10 +94,14 @@ enum How {
     Rows,
     /// The dims of the ids move behind the first `at` dims of a row; the ids have `rank` dims.
     Moved { at: usize, rank: usize },
-    /// Indices in several dims become row numbers first.
-    Stacked { dims: Vec<i64> },
+    /// Indices in several dims become row numbers first; the first `batch` dims count with where an index stands.
+    Stacked { dims: Vec<i64>, batch: usize },
     /// The rows are expanded to a shape.
     Expanded { shape: ValueId },
+    /// The rows have a dim of 1 before their own, and are expanded to a shape where there is one.
+    Column { shape: Option<ValueId> },
+    /// An id out of range gives zeros; one from `lowest` on counts.
+    OneHot { lowest: i64 },
     /// The node stays: it reads the rows instead of the table, and positions instead of the ids.
     Compact { ids: usize },
 }
@@ -117,7 +132,12 @@ const RULES: &[Rule] =
 
 fn verdict(site: &Site, operand: usize, source: &Source) -> Verdict {
     let found = RULES.iter().find_map(|rule| rule(site, operand, source))?;
-    Some(found.and_then(|f| if source.foreign { Err("its table is computed in an outer graph".into()) } else { Ok(f) }))
+    Some(found.and_then(|f| {
+        if source.by_column && f.axis + f.keys == source.tensor.rank() {
+            return Err("its rows are single elements, and each column of its table is scaled by itself".into());
+        }
+        Ok(f)
+    }))
 }
 
 impl Pass for RemoteLookup {
@@ -130,35 +150,42 @@ impl Pass for RemoteLookup {
     }
 
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {
-        let mut survey = Survey::default();
+        let mut changed = state::capture(model)?.or(row_scales::look_up(model)?);
+        let types = Types::of(model);
+        let (computed, left) = compute::tables(model, &self.selection, &types)?;
+        changed = changed.or(computed);
+        let mut survey = Survey::new(&types, self.selection.one_hot, left);
         survey.graph(&model.graph, None, model.ir_version >= 4);
         for f in &model.functions {
             survey.function(&f.graph, &f.name);
         }
         self.judge(&mut survey);
-        let Survey { mut tables, lookups, .. } = survey;
+        let Survey { tables, lookups, .. } = survey;
         for l in &lookups {
-            let reason = match &l.key {
-                Some(key) => tables[key].reason.clone(),
-                None => l.reason.clone(),
+            let (table, reason) = match &l.key {
+                Some(key) => (tables[key].name.clone(), tables[key].reason.clone()),
+                None => (l.table.clone(), l.reason.clone()),
             };
-            report.lookups.push(LookupRemark { node: l.node.clone(), op: l.op.clone(), table: l.table.clone(), reason });
+            report.lookups.push(LookupRemark { node: l.node.clone(), op: l.op.clone(), table, reason });
         }
-        tables.retain(|_, t| t.reason.is_none() && t.lookups > 0);
-        if tables.is_empty() {
-            return Ok(Changed::No);
+        let mut found: Vec<(&Key, &Table)> = tables.iter().collect();
+        found.sort_by_key(|(_, t)| t.order);
+        report.shapes.extend(found.iter().map(|(_, t)| (t.name.clone(), t.tensor.dtype(), t.tensor.shape().clone())));
+        let mut moved: HashMap<Key, Table> = tables.into_iter().filter(|(_, t)| t.reason.is_none() && t.lookups > 0).collect();
+        if moved.is_empty() {
+            return Ok(changed);
         }
         let mut names = model.names();
-        model.visit_mut(&mut |graph, scope| rewrite::graph(graph, scope, &tables, &mut names))?;
+        let rewriter = rewrite::Rewriter { tables: &moved, types: &types, one_hot: self.selection.one_hot };
+        model.visit_mut(&mut |graph, scope| rewriter.graph(graph, scope, &mut names))?;
         model.import_opset(DOMAIN, 1);
-        let mut taken: Vec<TableTaken> = Vec::with_capacity(tables.len());
-        for (key, t) in tables {
-            let tensor = t.stored().map_err(|e| PassError::Call(format!("table \"{}\": {e}", key.1)))?;
-            taken.push(TableTaken { name: key.1, tensor, lookups: t.lookups });
+        let mut taken: Vec<(usize, TableTaken)> = Vec::with_capacity(moved.len());
+        for (key, t) in moved.drain() {
+            let tensor = t.stored().map_err(|e| PassError::Call(format!("table \"{}\": {e}", t.name)))?;
+            taken.push((t.order, TableTaken { name: t.name, origin: key.1, tensor, lookups: t.lookups }));
         }
-        let place = |name: &str| report.lookups.iter().position(|l| l.table == name);
-        taken.sort_by_key(|t| place(&t.name));
-        report.tables.extend(taken);
+        taken.sort_by_key(|(order, _)| *order);
+        report.tables.extend(taken.into_iter().map(|(_, t)| t));
         Ok(Changed::Yes)
     }
 }
@@ -167,16 +194,12 @@ impl RemoteLookup {
     /// Gives each table that must stay its reason.
     fn judge(&self, survey: &mut Survey) {
         let tables = &mut survey.tables;
-        let mut seen: HashMap<String, Key> = HashMap::new();
-        let mut keys: Vec<Key> = tables.keys().cloned().collect();
-        keys.sort();
-        let clash: Vec<Key> = keys.iter().filter(|k| seen.insert(k.1.clone(), (*k).clone()).is_some()).cloned().collect();
-        for (key, table) in tables.iter_mut() {
-            if clash.contains(key) {
-                table.reason.get_or_insert_with(|| "another table has its name".into());
-            }
+        for table in tables.values_mut() {
             table.reason = table.reason.take().or_else(|| table.shared.clone().filter(|_| !self.selection.keep_shared));
-            table.reason = table.reason.take().or_else(|| self.selection.refuses(&key.1, &table.tensor, table.goes_along));
+            table.reason = table.reason.take().or_else(|| self.selection.refuses(&table.name, &table.tensor, table.goes_along));
+            if table.reason.is_none() && table.one_hot && !one_hot::is_exact(&table.tensor) {
+                table.reason = Some("its products with one-hot rows are not its rows to the bit: it has infinities, NaNs, negative zeros or a column of negative numbers alone".into());
+            }
         }
         // A table that stays keeps those that its lookups need beside it.
         loop {

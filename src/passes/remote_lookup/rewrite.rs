@@ -1,8 +1,8 @@
 //! Replaces the lookups that were found.
 
-use super::source::{Source, source};
+use super::source::{Operand, Source, Step, source};
 use super::survey::Table;
-use super::{Found, How, Key, Layout, Site, verdict};
+use super::{Found, How, Key, Layout, Site, Types, verdict};
 use crate::ir::{Attrs, Dim, Edit, Graph, Names, NodeId, OpName, Output, Scope, Type, ValueId};
 use crate::ops::remote::{DOMAIN, LookupSpec, TableSpec};
 use crate::passes::PassError;
@@ -15,35 +15,69 @@ struct Job {
     operand: usize,
     found: Found,
     spec: TableSpec,
-    after: Vec<NodeId>,
+    after: Vec<Step>,
 }
 
-pub(super) fn graph(graph: &mut Graph, scope: Option<&Scope>, tables: &HashMap<Key, Table>, names: &mut Names) -> Result<(), PassError> {
-    let mut jobs = Vec::new();
-    for &id in graph.ops() {
-        for (operand, v) in graph.node(id).inputs().iter().enumerate() {
-            let Some(source) = v.and_then(|v| source(graph, scope, v)) else { continue };
-            let Some(table) = tables.get(&source.key) else { continue };
-            let Some(Ok(found)) = verdict(&Site { graph, scope, id }, operand, &source) else { continue };
-            let Source { key, tensor, after, .. } = source;
-            let layout = Layout::new(&found, tensor.shape());
-            if table.layout.as_ref() != Some(&layout) {
-                continue;
-            }
-            let spec = TableSpec {
-                name: key.1,
-                rows: layout.rows as u64,
-                dtype: tensor.dtype(),
-                row_shape: layout.row.as_slice().into(),
-                negative: found.negative,
-                padding: found.padding,
-            };
-            jobs.push(Job { id, operand, found, spec, after });
+impl Job {
+    /// Reads what takes the place of the values that it reads.
+    fn follow(&mut self, replaced: &HashMap<ValueId, ValueId>) {
+        let follow = |v: &mut ValueId| *v = replaced.get(v).copied().unwrap_or(*v);
+        follow(&mut self.found.ids);
+        match &mut self.found.how {
+            How::Expanded { shape } | How::Column { shape: Some(shape) } => follow(shape),
+            _ => {}
         }
     }
+}
+
+/// What the lookups of a model are rewritten by.
+pub(super) struct Rewriter<'t> {
+    pub(super) tables: &'t HashMap<Key, Table>,
+    pub(super) types: &'t Types,
+    pub(super) one_hot: bool,
+}
+
+impl Rewriter<'_> {
+    pub(super) fn graph(&self, graph: &mut Graph, scope: Option<&Scope>, names: &mut Names) -> Result<(), PassError> {
+        let jobs = self.jobs(graph, scope);
+        replace(graph, jobs, names)
+    }
+
+    fn jobs(&self, graph: &Graph, scope: Option<&Scope>) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for &id in graph.topological().as_deref().unwrap_or(graph.ops()) {
+            for (operand, v) in graph.node(id).inputs().iter().enumerate() {
+                let Some(source) = v.and_then(|v| source(graph, scope, v)) else { continue };
+                let Some(table) = self.tables.get(&source.key) else { continue };
+                let site = Site { graph, scope, id, types: self.types, one_hot: self.one_hot };
+                let Some(Ok(found)) = verdict(&site, operand, &source) else { continue };
+                let Source { tensor, after, .. } = source;
+                let layout = Layout::new(&found, tensor.shape());
+                if table.layout.as_ref() != Some(&layout) {
+                    continue;
+                }
+                let spec = TableSpec {
+                    name: table.name.clone(),
+                    rows: layout.rows as u64,
+                    dtype: tensor.dtype(),
+                    row_shape: layout.row.as_slice().into(),
+                    negative: found.negative,
+                    padding: found.padding,
+                };
+                jobs.push(Job { id, operand, found, spec, after });
+            }
+        }
+        jobs
+    }
+}
+
+fn replace(graph: &mut Graph, jobs: Vec<Job>, names: &mut Names) -> Result<(), PassError> {
     let mut edit = graph.edit("remote-lookup");
     let mut compact: HashMap<(NodeId, usize), (ValueId, ValueId)> = HashMap::new();
-    for job in jobs {
+    // A lookup may read what another one gives: jobs are in the order of the graph.
+    let mut replaced: HashMap<ValueId, ValueId> = HashMap::new();
+    for mut job in jobs {
+        job.follow(&replaced);
         match job.found.how {
             How::Compact { ids } => {
                 let (flat, places) = *compact.entry((job.id, ids)).or_insert_with(|| positions(&mut edit, &job));
@@ -53,6 +87,7 @@ pub(super) fn graph(graph: &mut Graph, scope: Option<&Scope>, tables: &HashMap<K
             }
             _ => {
                 let value = replacement(&mut edit, &job);
+                replaced.insert(job.id.value(0), value);
                 edit.replace_uses(job.id.value(0), value);
                 edit.remove(job.id);
             }
@@ -87,12 +122,18 @@ fn rows(edit: &mut Edit, job: &Job, ids: ValueId, ty: Option<Type>) -> ValueId {
     let attrs = LookupSpec { tables: vec![job.spec.clone()] }.attrs();
     let op = OpName::new(DOMAIN, "RemoteLookup");
     let mut value = edit.add(op, &name, [Some(ids)], [Output::new(hint, ty)], attrs, Some(job.id)).value(0);
-    for &id in &job.after {
-        let node = edit.graph().node(id).clone();
-        let Some(op) = node.op().cloned() else { continue };
-        let inputs = std::iter::once(Some(value)).chain(node.inputs().iter().skip(1).copied()).collect::<Vec<_>>();
-        let hint = format!("{}_rows", node.outputs[0].name);
-        value = edit.add(op, &node.name, inputs, [Output::new(hint, None)], node.attrs, Some(job.id)).value(0);
+    for after in &job.after {
+        let mut inputs = Vec::with_capacity(after.operands.len());
+        for (i, operand) in after.operands.iter().enumerate() {
+            inputs.push(match operand {
+                _ if i == after.table => Some(value),
+                None => None,
+                Some(Operand::Here(v)) => Some(*v),
+                Some(Operand::Outer(name)) => Some(edit.add_capture(name)),
+            });
+        }
+        let hint = format!("{}_rows", after.output);
+        value = edit.add(after.op.clone(), &after.name, inputs, [Output::new(hint, None)], after.attrs.clone(), Some(job.id)).value(0);
     }
     value
 }
@@ -101,8 +142,11 @@ fn rows(edit: &mut Edit, job: &Job, ids: ValueId, ty: Option<Type>) -> ValueId {
 fn replacement(edit: &mut Edit, job: &Job) -> ValueId {
     let (id, ids, row_rank) = (job.id, job.found.ids, job.spec.row_shape.len());
     match &job.found.how {
-        How::Stacked { dims } => {
-            let attrs = Attrs::new().with("dims", dims.clone());
+        How::Stacked { dims, batch } => {
+            let mut attrs = Attrs::new().with("dims", dims.clone());
+            if *batch > 0 {
+                attrs = attrs.with("batch_dims", *batch as i64);
+            }
             let flat = step(edit, id, OpName::new(DOMAIN, "RowIds"), "ids", &[ids], attrs);
             let ty = result_type(edit.graph(), job, None);
             rows(edit, job, flat, ty)
@@ -116,11 +160,41 @@ fn replacement(edit: &mut Edit, job: &Job) -> ValueId {
             let rows = rows(edit, job, ids, None);
             step(edit, id, OpName::onnx("Expand"), "expanded", &[rows, *shape], Attrs::new())
         }
+        How::Column { shape } => {
+            let all = edit.add_param(&format!("{}_list", edit.graph().name_of(id.value(0))), Tensor::vector(vec![-1i64]));
+            let list = step(edit, id, OpName::onnx("Reshape"), "ids", &[ids, all], Attrs::new());
+            let rows = rows(edit, job, list, None);
+            match shape {
+                Some(shape) => step(edit, id, OpName::onnx("Expand"), "expanded", &[rows, *shape], Attrs::new()),
+                None => rows,
+            }
+        }
+        How::OneHot { lowest } => {
+            let ids = in_range(edit, job, *lowest);
+            rows(edit, job, ids, None)
+        }
         How::Rows | How::Compact { .. } => {
             let ty = result_type(edit.graph(), job, Some(ids));
             rows(edit, job, ids, ty)
         }
     }
+}
+
+/// The ids of a product with one-hot rows; those that name no row become the padding id, which gives zeros.
+fn in_range(edit: &mut Edit, job: &Job, lowest: i64) -> ValueId {
+    let (id, rows) = (job.id, job.spec.rows as i64);
+    let onnx = OpName::onnx;
+    let number = |edit: &mut Edit, what: &str, n: i64| {
+        let name = format!("{}_{what}", edit.graph().name_of(id.value(0)));
+        edit.add_param(&name, Tensor::scalar(n))
+    };
+    let to = Attrs::new().with("to", i64::from(crate::tensor::DType::I64.to_onnx()));
+    let wide = step(edit, id, onnx("Cast"), "ids", &[job.found.ids], to);
+    let (least, end) = (number(edit, "lowest", lowest), number(edit, "rows", rows));
+    let below = step(edit, id, onnx("Less"), "below", &[wide, least], Attrs::new());
+    let inside = step(edit, id, onnx("Less"), "inside", &[wide, end], Attrs::new());
+    let capped = step(edit, id, onnx("Where"), "capped", &[inside, wide, end], Attrs::new());
+    step(edit, id, onnx("Where"), "places", &[below, end, capped], Attrs::new())
 }
 
 /// The stated type of the result, or what the ids tell of it, where the rows are the result.
