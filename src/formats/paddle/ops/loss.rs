@@ -6,9 +6,14 @@ use crate::ir::{Attrs, OpName};
 use crate::tensor::DType;
 
 pub(super) const OPS: &[(&str, Translate)] = &[
+    ("bce_loss", bce_loss),
     ("cross_entropy", |tx, op| cross_entropy(tx, op, "Y")),
     ("cross_entropy2", |tx, op| cross_entropy(tx, op, "Y")),
+    ("huber_loss", huber),
+    ("label_smooth", label_smooth),
     ("log_loss", log_loss),
+    ("nll_loss", nll_loss),
+    ("rank_loss", rank_loss),
     ("sigmoid_cross_entropy_with_logits", sigmoid_cross_entropy),
     ("softmax_with_cross_entropy", softmax_cross_entropy),
 ];
@@ -52,9 +57,6 @@ fn softmax_cross_entropy(tx: &mut Tx, op: &OpDesc) -> Done {
 
 /// max(x, 0) − x·label + log(1 + exp(−|x|)).
 fn sigmoid_cross_entropy(tx: &mut Tx, op: &OpDesc) -> Done {
-    if op.flag("normalize", false) || op.int("ignore_index", -100) != -100 {
-        return Err("normalize and ignore_index have no translation".into());
-    }
     let (x, label) = (tx.input(op, "X")?, tx.input(op, "Label")?);
     let above = tx.node("Relu", &[&x], Attrs::new());
     let product = tx.node("Mul", &[&x, &label], Attrs::new());
@@ -62,7 +64,94 @@ fn sigmoid_cross_entropy(tx: &mut Tx, op: &OpDesc) -> Done {
     let size = tx.node("Abs", &[&x], Attrs::new());
     let size = tx.node("Neg", &[&size], Attrs::new());
     let rest = tx.node("Softplus", &[&size], Attrs::new());
-    tx.out(op, "Out", "Add", &[&first, &rest], Attrs::new())
+    let loss = tx.plain("Add", &[&first, &rest]);
+    let (ignore, zero) = (tx.like(op, "X", op.int("ignore_index", -100) as f64)?, tx.like(op, "X", 0.0)?);
+    let ignored = tx.plain("Equal", &[&label, &ignore]);
+    if !op.flag("normalize", false) {
+        return tx.out(op, "Out", "Where", &[&ignored, &zero, &loss], Attrs::new());
+    }
+    let loss = tx.plain("Where", &[&ignored, &zero, &loss]);
+    let dtype = tx.dtype_in(op, "X")?;
+    let counted = tx.plain("Not", &[&ignored]);
+    let counted = tx.cast(&counted, dtype);
+    let count = tx.node("ReduceSum", &[&counted], Attrs::new().with("keepdims", 0));
+    let least = tx.like(op, "X", 1e-5)?;
+    let count = tx.plain("Max", &[&count, &least]);
+    tx.out(op, "Out", "Div", &[&loss, &count], Attrs::new())
+}
+
+/// −(l·log p + (1 − l)·log(1 − p)), with logarithms of at least −100.
+fn bce_loss(tx: &mut Tx, op: &OpDesc) -> Done {
+    let (p, label) = (tx.input(op, "X")?, tx.input(op, "Label")?);
+    let (least, one) = (tx.like(op, "X", -100.0)?, tx.like(op, "X", 1.0)?);
+    let term = |tx: &mut Tx, p: &str, label: &str| {
+        let p = tx.plain("Log", &[p]);
+        let p = tx.plain("Max", &[&p, &least]);
+        tx.plain("Mul", &[label, &p])
+    };
+    let hit = term(tx, &p, &label);
+    let (q, rest) = (tx.plain("Sub", &[&one, &p]), tx.plain("Sub", &[&one, &label]));
+    let miss = term(tx, &q, &rest);
+    let sum = tx.plain("Add", &[&hit, &miss]);
+    tx.out(op, "Out", "Neg", &[&sum], Attrs::new())
+}
+
+fn nll_loss(tx: &mut Tx, op: &OpDesc) -> Done {
+    if tx.is_read(op, "Total_weight") {
+        return Err("its Total_weight has no translation".into());
+    }
+    let (x, label) = (tx.input(op, "X")?, tx.input(op, "Label")?);
+    let mut inputs = vec![x, label];
+    inputs.extend(tx.opt(op, "Weight")?);
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let attrs = Attrs::new().with("reduction", op.text("reduction", "mean").as_str()).with("ignore_index", op.int("ignore_index", -100));
+    tx.out(op, "Out", "NegativeLogLikelihoodLoss", &inputs, attrs)
+}
+
+/// Half the square near zero, a line outside.
+fn huber(tx: &mut Tx, op: &OpDesc) -> Done {
+    let (x, y) = (tx.input(op, "X")?, tx.input(op, "Y")?);
+    let delta = f64::from(op.float("delta", 1.0));
+    let (d, half, shift) = (tx.like(op, "X", delta)?, tx.like(op, "X", 0.5)?, tx.like(op, "X", 0.5 * delta)?);
+    let rest = tx.plain("Sub", &[&y, &x]);
+    let size = tx.plain("Abs", &[&rest]);
+    let near = tx.plain("LessOrEqual", &[&size, &d]);
+    let square = tx.plain("Mul", &[&rest, &rest]);
+    let square = tx.plain("Mul", &[&square, &half]);
+    let line = tx.plain("Sub", &[&size, &shift]);
+    let line = tx.plain("Mul", &[&line, &d]);
+    tx.out(op, "Out", "Where", &[&near, &square, &line], Attrs::new())?;
+    if tx.is_read(op, "Residual") { tx.give(op, "Residual", &rest) } else { Ok(()) }
+}
+
+fn label_smooth(tx: &mut Tx, op: &OpDesc) -> Done {
+    let x = tx.input(op, "X")?;
+    let e = f64::from(op.float("epsilon", 0.0));
+    let keep = tx.like(op, "X", 1.0 - e)?;
+    let kept = tx.plain("Mul", &[&x, &keep]);
+    let dtype = tx.dtype_in(op, "X")?;
+    let prior = match tx.opt(op, "PriorDist")? {
+        Some(p) => {
+            let e = tx.number(dtype, e)?;
+            tx.plain("Mul", &[&p, &e])
+        }
+        None => {
+            let classes = tx.node("Shape", &[&x], Attrs::new().with("start", -1));
+            let classes = tx.cast(&classes, dtype);
+            let e = tx.number(dtype, e)?;
+            tx.plain("Div", &[&e, &classes])
+        }
+    };
+    tx.out(op, "Out", "Add", &[&kept, &prior], Attrs::new())
+}
+
+/// log(1 + exp(left − right)) − label·(left − right).
+fn rank_loss(tx: &mut Tx, op: &OpDesc) -> Done {
+    let (label, left, right) = (tx.input(op, "Label")?, tx.input(op, "Left")?, tx.input(op, "Right")?);
+    let rest = tx.plain("Sub", &[&left, &right]);
+    let soft = tx.plain("Softplus", &[&rest]);
+    let taken = tx.plain("Mul", &[&label, &rest]);
+    tx.out(op, "Out", "Sub", &[&soft, &taken], Attrs::new())
 }
 
 fn log_loss(tx: &mut Tx, op: &OpDesc) -> Done {
