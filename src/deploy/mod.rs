@@ -4,7 +4,7 @@ mod checkpoint;
 mod merge;
 mod rewrite;
 
-pub use checkpoint::{KeyedRows, read_sparse, sparse_tables};
+pub use checkpoint::{Accessor, KeyedRows, Optimizer, dense_tables, read_dense, read_sparse, sparse_tables};
 pub use merge::merge;
 pub use rewrite::{Outcome, RewriteOptions, rewrite};
 

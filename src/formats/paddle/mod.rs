@@ -123,12 +123,37 @@ pub fn distributed_tables(program: &ProgramDesc) -> Vec<String> {
 pub fn lookup_tables(program: &ProgramDesc) -> Vec<String> {
     let ops = program.blocks.iter().flat_map(|b| &b.ops);
     let mut names: Vec<String> = ops
-        .filter(|op| matches!(op.r#type(), "lookup_table" | "lookup_table_v2" | "distributed_lookup_table"))
+        .filter(|op| matches!(op.r#type(), "lookup_table" | "lookup_table_v2" | "distributed_lookup_table" | "fused_embedding_seq_pool"))
         .flat_map(|op| op.ins("W").iter().cloned())
         .collect();
     names.sort();
     names.dedup();
     names
+}
+
+/// The parameters of the program at a file or in a directory but the tables that lookups read, in the order of their names.
+///
+/// # Errors
+/// A file that is no program.
+pub fn dense_names(path: &Path) -> Result<Vec<String>, LoadError> {
+    let (_, program) = read(path)?;
+    let tables = lookup_tables(&program);
+    let vars = program.blocks.iter().flat_map(|b| &b.vars).filter(|v| v.is_stored());
+    let mut names: Vec<String> = vars.map(|v| v.name().to_owned()).filter(|n| !tables.contains(n)).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+fn read(path: &Path) -> Result<(PathBuf, ProgramDesc), LoadError> {
+    let path = if path.is_dir() { in_directory(path)? } else { path.to_owned() };
+    let file = File::open(&path).map_err(|e| fault(&path, e))?;
+    let bytes = map_file(&file).map_err(|e| fault(&path, e))?;
+    if let Some(other) = super::foreign(&bytes) {
+        return Err(fault(&path, other));
+    }
+    let program = program(&bytes).ok_or_else(|| fault(&path, "not a PaddlePaddle program"))?;
+    Ok((path, program))
 }
 
 fn place(path: &Path) -> Place {
@@ -167,9 +192,6 @@ pub fn in_directory(dir: &Path) -> Result<PathBuf, LoadError> {
 /// # Errors
 /// A file that is no program, and as [`load`].
 pub fn open(path: &Path, absent: &dyn Fn(&ProgramDesc, &str) -> bool) -> Result<Model, LoadError> {
-    let path = if path.is_dir() { in_directory(path)? } else { path.to_owned() };
-    let file = File::open(&path).map_err(|e| fault(&path, e))?;
-    let bytes = map_file(&file).map_err(|e| fault(&path, e))?;
-    let program = program(&bytes).ok_or_else(|| fault(&path, "not a PaddlePaddle program"))?;
+    let (path, program) = read(path)?;
     load(&path, &program, &|name| absent(&program, name))
 }

@@ -32,6 +32,12 @@ pub fn read(place: &Place, vars: &[&VarDesc], absent: &dyn Fn(&str) -> bool) -> 
     let root = match place {
         // Paddle writes no file for a program without parameters.
         Place::Combined(path) if stored.is_empty() && !path.exists() => path,
+        Place::Combined(path) if !path.exists() && stored.iter().all(|v| absent(v.name())) => {
+            for &var in &stored {
+                keep(var, stand_in(var).map_err(|e| fault(path, e))?);
+            }
+            path
+        }
         Place::Combined(path) => {
             let mut rest = map(path).map_err(|e| missing(path, e, stored.iter().find(|v| !absent(v.name()))))?;
             for &var in &stored {
