@@ -69,11 +69,12 @@ fn dense_of(args: &Args) -> anyhow::Result<Vec<Dense>> {
 /// Fills parameters from the dense tables.
 fn fill(model: &mut Model, args: &Args, dense: &[Dense]) -> anyhow::Result<()> {
     let found = dense_tables(&args.checkpoint)?;
+    if let Some((number, _)) = dense.iter().find(|d| !found.contains_key(&d.0)) {
+        let numbers: Vec<String> = found.keys().map(u64::to_string).collect();
+        return Err(usage(format!("--dense {number}: no such dense table; the checkpoint has [{}]", numbers.join(", "))));
+    }
     for (number, names) in dense {
-        let Some(parts) = found.get(number) else {
-            let numbers: Vec<String> = found.keys().map(u64::to_string).collect();
-            return Err(usage(format!("--dense {number}: no such dense table; the checkpoint has [{}]", numbers.join(", "))));
-        };
+        let parts = &found[number];
         let values = read_dense(parts)?;
         let mut shapes = Vec::new();
         for name in names {

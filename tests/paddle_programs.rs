@@ -1,0 +1,295 @@
+//! PaddlePaddle's programs of `models/paddle_programs`: recorded outputs, equal bits when rewritten and in standard ops; bytes
+//! that are damaged; the dense part of a checkpoint; what `inspect` and the manual say.
+
+use graphtool::data::npy::read_npy;
+use graphtool::deploy::{self, RewriteOptions, rewrite};
+use graphtool::exec::{Options, Session};
+use graphtool::formats::{self, paddle};
+use graphtool::ir::Model;
+use graphtool::passes::{Pass, Report, Selection, StandardOps};
+use graphtool::store;
+use graphtool::tensor::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+
+/// Each program with its tables and lookups that move.
+const PROGRAMS: [(&str, usize, usize); 8] = [
+    ("bert4rec", 1, 1),
+    ("control", 1, 4),
+    ("corners", 0, 0),
+    ("din", 2, 4),
+    ("esmm", 1, 3),
+    ("gru4rec", 1, 1),
+    ("metrics", 0, 0),
+    ("sequences", 1, 1),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models")
+}
+
+fn file(name: &str) -> PathBuf {
+    root().join("paddle_programs").join(name).join(format!("{name}.pdmodel"))
+}
+
+fn array(path: &Path) -> graphtool::tensor::Tensor {
+    read_npy(&fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).into()).expect("an array")
+}
+
+fn inputs(model: &Model, dir: &Path) -> Vec<(String, Value)> {
+    let names = model.graph.inputs().iter().map(|&id| model.graph.node(id).outputs[0].name.clone());
+    names.map(|name| (name.clone(), array(&dir.join(format!("in_{name}.npy"))).into())).collect()
+}
+
+fn run(model: &Model, store: Option<Arc<dyn store::Store>>, values: Vec<(String, Value)>) -> Vec<(String, Value)> {
+    let session = Session::new(model, Options { store, threads: 2, ..Options::default() }).expect("a session");
+    session.run(values).expect("a run")
+}
+
+/// Shape, dtype, and numbers within 1e-5 of their size.
+fn near(found: &[(String, Value)], dir: &Path) {
+    for (i, (name, value)) in found.iter().enumerate() {
+        let want = array(&dir.join(format!("out_{i}.npy")));
+        let Value::Tensor(found) = value else { panic!("{name} is no tensor") };
+        let place = format!("{}: output {i} ({name})", dir.display());
+        assert_eq!((found.shape(), found.dtype()), (want.shape(), want.dtype()), "{place}");
+        for (a, b) in found.to_f32s().expect("numbers").into_iter().zip(want.to_f32s().expect("numbers")) {
+            assert!(a == b || (a - b).abs() <= 1e-5 * b.abs().max(1.0), "{place}: found {a}, expected {b}");
+        }
+    }
+}
+
+#[test]
+fn recorded_programs_give_their_outputs_and_equal_bits_when_rewritten_and_in_standard_ops() {
+    let temp = tempfile::tempdir().expect("a directory");
+    for (name, tables, lookups) in PROGRAMS {
+        let path = file(name);
+        let dir = path.parent().expect("a folder");
+        let model = formats::load(&path).unwrap_or_else(|e| panic!("{e}"));
+        assert!(!model.graphs().iter().any(|g| g.ops().iter().any(|&n| g.node(n).op().is_some_and(|o| &*o.domain == "paddle"))));
+        let values = inputs(&model, dir);
+        let plain = run(&model, None, values.clone());
+        near(&plain, dir);
+
+        let mut standard = model.clone();
+        StandardOps.run(&mut standard, &mut Report::default()).expect("standard ops");
+        assert_eq!(run(&standard, None, values.clone()), plain, "{name} in standard ops");
+
+        if tables == 0 {
+            continue;
+        }
+        let out = temp.path().join(format!("{name}.dist"));
+        let selection = Selection { min_bytes: 0, ..Selection::default() };
+        let outcome = rewrite(model, &out, RewriteOptions { shards: 3, selection, ..Default::default() }).expect("a rewrite");
+        let moved = outcome.report.lookups.iter().filter(|l| l.reason.is_none()).count();
+        assert_eq!((outcome.manifest.tables.len(), moved), (tables, lookups), "{name}: {:?}", outcome.report.lookups);
+        let (_, remote) = deploy::open(&out).expect("a deployment");
+        let store = store::open_local(&out).expect("a store");
+        assert_eq!(run(&remote, Some(store), values), plain, "{name} rewritten");
+    }
+}
+
+/// Numbers that follow from a seed alone.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n.max(1)
+    }
+}
+
+fn damaged(whole: &[u8], dice: &mut Dice) -> Vec<u8> {
+    let mut bytes = whole.to_vec();
+    for _ in 0..1 + dice.below(3) {
+        let at = dice.below(bytes.len());
+        match dice.below(5) {
+            0 => bytes.truncate(at),
+            1 => bytes.insert(at, dice.below(256) as u8),
+            2 => drop(bytes.drain(at..(at + 1 + dice.below(8)).min(bytes.len()))),
+            3 => bytes.iter_mut().skip(at).take(8).for_each(|b| *b = 0xff),
+            _ => bytes.iter_mut().skip(at).take(1).for_each(|b| *b = dice.below(256) as u8),
+        }
+        if bytes.is_empty() {
+            break;
+        }
+    }
+    bytes
+}
+
+#[test]
+fn a_damaged_program_is_an_error_or_a_program_and_never_a_panic() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let mut dice = Dice(1);
+    for (name, ..) in PROGRAMS {
+        let folder = file(name).parent().expect("a folder").to_owned();
+        let path = temp.path().join(format!("{name}.pdmodel"));
+        let params = format!("{name}.pdiparams");
+        if folder.join(&params).is_file() {
+            fs::copy(folder.join(&params), temp.path().join(&params)).expect("a copy");
+        }
+        let whole = fs::read(file(name)).expect("bytes");
+        for _ in 0..120 {
+            fs::write(&path, damaged(&whole, &mut dice)).expect("written");
+            if let Ok(model) = formats::load(&path) {
+                let _ = Session::new(&model, Options::default());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_parameter_file_is_an_error_that_names_a_parameter_or_other_numbers() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let mut dice = Dice(2);
+    let (path, params) = (temp.path().join("din.pdmodel"), temp.path().join("din.pdiparams"));
+    fs::copy(file("din"), &path).expect("a copy");
+    let whole = fs::read(file("din").with_extension("pdiparams")).expect("bytes");
+    for _ in 0..400 {
+        fs::write(&params, damaged(&whole, &mut dice)).expect("written");
+        if let Err(e) = formats::load(&path) {
+            let told = e.to_string();
+            assert!(told.contains("parameter \"") || told.contains("it is of another program"), "{told}");
+        }
+    }
+    fs::remove_file(&params).expect("gone");
+    let told = formats::load(&path).expect_err("no parameters").to_string();
+    assert!(told.contains("din.pdiparams: the file with the program's parameters, such as \"bias\", is missing"), "{told}");
+}
+
+fn graphtool(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_graphtool")).args(args).output().expect("graphtool")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path")
+}
+
+#[test]
+fn what_is_no_program_is_named_and_leaves_no_output() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let params = fs::read(file("din").with_extension("pdiparams")).expect("bytes");
+    for (name, bytes, told) in [
+        ("empty.pdmodel", &b""[..], "the file is empty"),
+        ("model.pdparams", b"\x80\x04\x95", "PaddlePaddle's .pdparams"),
+        ("inference.json", br#"{"base_code":{"magic":"pir","version":1}}"#, "save it as .pdmodel"),
+        ("params", &params, "this is a PaddlePaddle parameter file"),
+        ("notes.pdmodel", b"hello, world\n", "notes.pdmodel"),
+    ] {
+        let (path, out) = (temp.path().join(name), temp.path().join("out.onnx"));
+        fs::write(&path, bytes).expect("written");
+        let result = graphtool(&["convert", text(&path), "-o", text(&out)]);
+        let stderr = String::from_utf8_lossy(&result.stderr);
+        assert_eq!(result.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(told) && stderr.trim_end().lines().count() == 1, "{stderr}");
+        assert!(!out.exists());
+        assert_eq!(graphtool(&["rewrite", text(&path), "-o", text(&out)]).status.code(), Some(1));
+        assert!(!out.exists());
+    }
+}
+
+#[test]
+fn inspect_and_check_say_what_a_program_is() {
+    let shown = graphtool(&["inspect", text(&file("din"))]);
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.starts_with("format      PaddlePaddle program, version 2.6.2, 1 block\n"), "{shown}");
+    assert!(shown.contains("lookup_table_v2 4") && shown.contains("translated  to opsets: ai.onnx"), "{shown}");
+    let checked = graphtool(&["check", text(&file("din"))]);
+    assert!(String::from_utf8_lossy(&checked.stdout).starts_with("ok: PaddlePaddle program (version 2.6.2), "));
+    let dumped = graphtool(&["dump", text(&file("din"))]);
+    assert!(String::from_utf8_lossy(&dumped.stdout).contains("PaddlePaddle program (version 2.6.2)"));
+    let json = graphtool(&["inspect", "--json", text(&file("control"))]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!((json["format"].as_str(), json["paddle"]["ops"]["while"].as_u64()), (Some("PaddlePaddle program"), Some(1)));
+}
+
+/// A checkpoint of both kinds of parts, and the program alone.
+fn checkpoint(temp: &Path) -> (PathBuf, PathBuf) {
+    let (source, made, program) = (root().join("paddle/ps_checkpoint"), temp.join("checkpoint"), temp.join("program"));
+    for (from, to) in [(source.join("saved/000"), made.join("000")), (source.join("dense/001"), made.join("001"))] {
+        fs::create_dir_all(&to).expect("a directory");
+        for entry in fs::read_dir(from).expect("parts").flatten() {
+            fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+        }
+    }
+    fs::create_dir_all(&program).expect("a directory");
+    fs::copy(source.join("saved/dnn_plugin/__model__"), program.join("__model__")).expect("a copy");
+    (made, program)
+}
+
+#[test]
+fn a_program_is_served_from_a_checkpoint_alone() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let (made, program) = checkpoint(temp.path());
+    let out = temp.path().join("d.dist");
+    let import = |extra: &[&str]| {
+        let mut args = vec!["import-tables", text(&made), "--model", text(&program), "-o", text(&out)];
+        args.extend(extra);
+        let result = graphtool(&args);
+        (result.status.code(), String::from_utf8_lossy(&result.stderr).into_owned())
+    };
+    let (code, told) = import(&["--dense", "1=fc_0_b,fc_0_w", "--dense", "3"]);
+    assert_eq!(code, Some(2), "{told}");
+    assert!(told.contains("--dense 3: no such dense table; the checkpoint has [1]"), "{told}");
+    let (code, told) = import(&[]);
+    assert!(code == Some(1) && told.contains("parameter \"deep_out_b\": its file is missing"), "{told}");
+    let names = "1=deep_out_b,deep_out_w,fc_0_b,fc_0_w,fc_1_b,fc_1_w,wide_b";
+    let (code, told) = import(&["--dense", names]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("parameter \"wide_w\": its file is missing"), "{told}");
+    fs::copy(root().join("paddle/ps_checkpoint/saved/dnn_plugin/wide_w"), program.join("wide_w")).expect("a copy");
+    let (code, told) = import(&["--dense", names]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("001: expected 3482 values for deep_out_b[1], ") && told.contains("found 3495"), "{told}");
+    assert!(!out.exists());
+    fs::remove_file(program.join("wide_w")).expect("gone");
+
+    let (code, told) = import(&["--dense", "1"]);
+    assert_eq!(code, Some(0), "{told}");
+    let (_, model) = deploy::open(&out).expect("a deployment");
+    let folder = root().join("paddle/ps_checkpoint");
+    let values = inputs(&model, &folder);
+    near(&run(&model, Some(store::open_local(&out).expect("a store")), values), &folder);
+}
+
+#[test]
+fn faults_in_a_checkpoint_name_the_file_and_the_line() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let (made, program) = checkpoint(temp.path());
+    let out = temp.path().join("d.dist");
+    let told = || {
+        let args = ["import-tables", text(&made), "--model", text(&program), "--dense", "1", "-o", text(&out)];
+        let result = graphtool(&args);
+        assert_eq!(result.status.code(), Some(1));
+        assert!(!out.exists());
+        String::from_utf8_lossy(&result.stderr).into_owned()
+    };
+    let part = made.join("000/part-002-00016");
+    let row = |id: &str, fields: usize| format!("{id} {}\n", vec!["1"; fields - 1].join(" "));
+    fs::write(&part, row("7", 58) + &row("77777", 58) + &row("77777", 58)).expect("written");
+    let twice = told();
+    assert!(twice.contains("is there twice: ") && twice.contains("part-002-00016 line "), "{twice}");
+    fs::write(&part, row("77777", 58) + &row("77778", 33)).expect("written");
+    assert!(told().contains("part-002-00016: line 2: expected a row of 16"), "{}", told());
+    fs::write(&part, row("77777", 58) + "\n" + &row("seven", 58)).expect("written");
+    assert!(told().contains("part-002-00016: line 3: id \"seven\""), "{}", told());
+    fs::write(made.join("000/part-002-00017.gz"), b"\x1f\x8b\x08\x00").expect("written");
+    fs::remove_file(&part).expect("gone");
+    assert!(told().contains("part-002-00017.gz: line 1: "), "{}", told());
+    fs::remove_file(made.join("000/part-002-00017.gz")).expect("gone");
+    fs::write(made.join("001/part-002"), "0.5\nx\n").expect("written");
+    assert!(told().contains("part-002: line 2: \"x\" is no number"), "{}", told());
+    fs::write(made.join("001/part-002"), "0.5 0.25\n").expect("written");
+    assert!(told().contains("part-002: line 1: expected 1 numbers as in the first line, found 2"), "{}", told());
+}
+
+#[test]
+fn the_manual_lists_the_ops_that_are_translated() {
+    let manual = include_str!("../src/PADDLE.md");
+    let list = manual.split("# Ops\n").nth(1).expect("a list of ops");
+    let mut listed: Vec<&str> = list.lines().filter(|l| l.starts_with('|')).flat_map(|l| l.split('`').skip(1).step_by(2)).collect();
+    listed.sort_unstable();
+    assert_eq!(listed, paddle::translated_ops());
+}
