@@ -73,7 +73,12 @@ pub fn read(place: &Place, vars: &[&VarDesc], absent: &dyn Fn(&str) -> bool) -> 
 fn missing(path: &Path, error: std::io::Error, first: Option<&&VarDesc>) -> LoadError {
     match first {
         Some(var) if error.kind() == std::io::ErrorKind::NotFound => {
-            fault(path, format!("the file with the program's parameters, such as \"{}\", is missing", var.name()))
+            let pickle = path.with_extension("pdparams");
+            let hint = match pickle.file_name().filter(|_| pickle.exists()) {
+                Some(name) => format!("; {} is a pickle: save the program by paddle.static.save_inference_model", name.to_string_lossy()),
+                None => String::new(),
+            };
+            fault(path, format!("the file with the program's parameters, such as \"{}\", is missing{hint}", var.name()))
         }
         _ => fault(path, error),
     }

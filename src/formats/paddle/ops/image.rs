@@ -17,6 +17,7 @@ pub(super) const OPS: &[(&str, Translate)] = &[
     ("pad2d", pad_planes),
     ("pad3d", pad_planes),
     ("pixel_shuffle", pixel_shuffle),
+    ("pixel_unshuffle", pixel_unshuffle),
     ("shuffle_channel", shuffle_channel),
     ("trilinear_interp_v2", |tx, op| resize(tx, op, "linear")),
 ];
@@ -147,4 +148,21 @@ fn shuffle_channel(tx: &mut Tx, op: &OpDesc) -> Done {
     let x = tx.plain("Reshape", &[&x, &split]);
     let x = tx.node("Transpose", &[&x], Attrs::new().with("perm", vec![0, 2, 1, 3, 4]));
     tx.out(op, "Out", "Reshape", &[&x, &shape], Attrs::new())
+}
+
+/// Each block of places becomes channels, beside each other for each channel.
+fn pixel_unshuffle(tx: &mut Tx, op: &OpDesc) -> Done {
+    planes_first(op)?;
+    let x = tx.input(op, "X")?;
+    let by = op.int("downscale_factor", 1);
+    let dims = tx.dims_in(op, "X")?;
+    let &[_, c, h, w] = dims else { return Err(format!("expected 4 dims, found {}", dims.len())) };
+    if [c, h, w].iter().any(|&d| d < 1) || by < 1 || h % by != 0 || w % by != 0 {
+        return Err(format!("planes of {dims:?} do not divide by {by}"));
+    }
+    let split = tx.ints(&[-1, c, h / by, by, w / by, by]);
+    let x = tx.plain("Reshape", &[&x, &split]);
+    let x = tx.node("Transpose", &[&x], Attrs::new().with("perm", vec![0, 1, 3, 5, 2, 4]));
+    let joined = tx.ints(&[-1, c * by * by, h / by, w / by]);
+    tx.out(op, "Out", "Reshape", &[&x, &joined], Attrs::new())
 }

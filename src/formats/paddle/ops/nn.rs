@@ -4,6 +4,7 @@ use super::norm::to_planes;
 use super::{Done, Translate, Tx};
 use crate::formats::paddle::proto::OpDesc;
 use crate::ir::{Attrs, OpName};
+use crate::tensor::DType;
 
 pub(super) const OPS: &[(&str, Translate)] = &[
     ("conv2d", conv),
@@ -12,6 +13,7 @@ pub(super) const OPS: &[(&str, Translate)] = &[
     ("depthwise_conv2d", conv),
     ("depthwise_conv2d_transpose", conv_transpose),
     ("dropout", dropout),
+    ("max_pool2d_with_index", pool_with_index),
     ("pool2d", pool),
     ("pool3d", pool),
 ];
@@ -113,7 +115,7 @@ fn conv_transpose(tx: &mut Tx, op: &OpDesc) -> Done {
 
 fn pool(tx: &mut Tx, op: &OpDesc) -> Done {
     let n = places(tx, op, "X")?;
-    let max = op.text("pooling_type", "max") == "max";
+    let max = op.r#type() == "max_pool2d_with_index" || op.text("pooling_type", "max") == "max";
     let ksize = op.ints("ksize").unwrap_or_default();
     let adaptive = op.flag("adaptive", false);
     if op.flag("global_pooling", false) || (adaptive && ksize.iter().all(|&k| k == 1)) {
@@ -129,6 +131,35 @@ fn pool(tx: &mut Tx, op: &OpDesc) -> Done {
     }
     let attrs = attrs.with("count_include_pad", i64::from(!op.flag("exclusive", true)));
     over_planes(tx, op, ("X", "Out"), "AveragePool", &[], attrs)
+}
+
+/// The greatest of each window, and where it is in its plane.
+fn pool_with_index(tx: &mut Tx, op: &OpDesc) -> Done {
+    if !tx.is_read(op, "Mask") {
+        return pool(tx, op);
+    }
+    let n = places(tx, op, "X")?;
+    let x = tx.input(op, "X")?;
+    let mut kernel = op.ints("ksize").unwrap_or_default();
+    if op.flag("adaptive", false) {
+        return Err("adaptive pooling with its Mask has no translation".into());
+    }
+    let mut attrs = pads(op, n)?.with("strides", op.ints("strides").unwrap_or_else(|| vec![1; n]));
+    if op.flag("global_pooling", false) {
+        kernel = tx.dims_in(op, "X")?.get(2..).unwrap_or_default().to_vec();
+        attrs = Attrs::new();
+    }
+    if kernel.len() != n || kernel.iter().any(|&k| k < 1) {
+        return Err(format!("expected {n} sizes of its window, found {kernel:?}"));
+    }
+    let made = tx.several("MaxPool", &[&x], 2, attrs.with("kernel_shape", kernel));
+    tx.give(op, "Out", &made[0])?;
+    let sizes = tx.node("Shape", &[&x], Attrs::new().with("start", 2));
+    let plane = tx.node("ReduceProd", &[&sizes], Attrs::new().with("keepdims", 0));
+    let within = tx.node("Mod", &[&made[1], &plane], Attrs::new());
+    tx.out(op, "Mask", "Cast", &[&within], Attrs::new().with("to", i64::from(DType::I32.to_onnx())))?;
+    tx.is_really(op, "Mask", DType::I32);
+    Ok(())
 }
 
 /// Pools to a number of windows: window i of n reaches from ⌊i·d/n⌋ to ⌈(i+1)·d/n⌉. One axis after the other gives the same.

@@ -16,6 +16,7 @@ pub(super) const OPS: &[(&str, Translate)] = &[
     ("layer_norm", layer_norm),
     ("norm", norm),
     ("p_norm", p_norm),
+    ("squared_l2_distance", squared_distance),
     ("sync_batch_norm", batch_norm),
 ];
 
@@ -236,4 +237,15 @@ fn dist(tx: &mut Tx, op: &OpDesc) -> Done {
     let rest = tx.plain("Sub", &[&x, &y]);
     let y = order(tx, op, &rest, op.float("p", 2.0).into(), None, false)?;
     tx.give(op, "Out", &y)
+}
+
+/// The square of the distance between rows.
+fn squared_distance(tx: &mut Tx, op: &OpDesc) -> Done {
+    let (x, y) = (tx.input(op, "X")?, tx.input(op, "Y")?);
+    let rest = tx.plain("Sub", &[&x, &y]);
+    if tx.is_read(op, "sub_result") {
+        tx.give(op, "sub_result", &rest)?;
+    }
+    let last = tx.ints(&[1]);
+    tx.out(op, "Out", "ReduceSumSquare", &[&rest, &last], Attrs::new().with("keepdims", 1))
 }

@@ -7,6 +7,7 @@ use crate::tensor::{DType, Tensor};
 
 pub(super) const OPS: &[(&str, Translate)] = &[
     ("lod_reset", reset),
+    ("row_conv", row_conv),
     ("sequence_concat", concat),
     ("sequence_conv", conv),
     ("sequence_enumerate", enumerate),
@@ -221,6 +222,27 @@ fn conv(tx: &mut Tx, op: &OpDesc) -> Done {
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let wide = tx.node("Concat", &parts, Attrs::new().with("axis", 1));
     tx.out(op, "Out", "MatMul", &[&wide, &filter], Attrs::new())
+}
+
+/// Each row with those ahead of it, each times a row of the filter.
+fn row_conv(tx: &mut Tx, op: &OpDesc) -> Done {
+    let (x, filter) = (tx.input(op, "X")?, tx.input(op, "Filter")?);
+    let of = offsets(tx, x_of(op)?)?;
+    let zero = tx.like(op, "X", 0.0)?;
+    let ahead =
+        tx.dims_in(op, "Filter")?.first().copied().filter(|n| (1..=1024).contains(n)).ok_or("its filter must have 1 to 1024 rows")?;
+    let mut sum: Option<String> = None;
+    for k in 0..ahead {
+        let rows = shifted(tx, &x, 2, &of, k, &zero);
+        let place = tx.constant("place", Tensor::scalar(k));
+        let weight = at(tx, &filter, &place);
+        let term = tx.plain("Mul", &[&rows, &weight]);
+        sum = Some(match sum {
+            Some(sum) => tx.plain("Add", &[&sum, &term]),
+            None => term,
+        });
+    }
+    tx.give(op, "Out", &sum.unwrap_or(x))
 }
 
 /// Windows of ids, each from its row on.

@@ -12,6 +12,7 @@ pub(super) const OPS: &[(&str, Translate)] = &[
     ("cast", to_dtype),
     ("concat", concat),
     ("expand", expand_times),
+    ("expand_as", repeat_as),
     ("expand_as_v2", expand_as),
     ("expand_v2", expand),
     ("fill_any_like", fill_like),
@@ -326,6 +327,14 @@ fn expand_as(tx: &mut Tx, op: &OpDesc) -> Done {
         }
     };
     tx.out(op, "Out", "Expand", &[&x, &shape], Attrs::new())
+}
+
+/// Repeats to the shape of another, whose dims are multiples.
+fn repeat_as(tx: &mut Tx, op: &OpDesc) -> Done {
+    let (x, target) = (tx.input(op, "X")?, tx.input(op, "target_tensor")?);
+    let (from, to) = (tx.plain("Shape", &[&x]), tx.plain("Shape", &[&target]));
+    let times = tx.plain("Div", &[&to, &from]);
+    tx.out(op, "Out", "Tile", &[&x, &times], Attrs::new())
 }
 
 fn expand_times(tx: &mut Tx, op: &OpDesc) -> Done {
