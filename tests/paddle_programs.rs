@@ -141,6 +141,22 @@ fn a_damaged_program_is_an_error_or_a_program_and_never_a_panic() {
 }
 
 #[test]
+fn a_block_that_is_in_itself_is_an_error() {
+    use graphtool::formats::paddle::proto::ProgramDesc;
+    use prost::Message;
+    let temp = tempfile::tempdir().expect("a directory");
+    let path = temp.path().join("loop.pdmodel");
+    fs::copy(file("control").with_extension("pdiparams"), path.with_extension("pdiparams")).expect("a copy");
+    let mut program = ProgramDesc::decode(&*fs::read(file("control")).expect("bytes")).expect("a program");
+    let nested = program.blocks[0].ops.iter().find(|op| op.r#type() == "while").expect("a loop").clone();
+    let inside = nested.attrs.iter().find_map(|a| a.block_idx).expect("a block") as usize;
+    program.blocks[inside].ops.push(nested);
+    fs::write(&path, program.encode_to_vec()).expect("written");
+    let told = formats::load(&path).expect_err("a block in itself").to_string();
+    assert!(told.contains("is the body of an op already"), "{told}");
+}
+
+#[test]
 fn a_damaged_parameter_file_is_an_error_that_names_a_parameter_or_other_numbers() {
     let temp = tempfile::tempdir().expect("a directory");
     let mut dice = Dice(2);

@@ -66,6 +66,11 @@ fn dense_of(args: &Args) -> anyhow::Result<Vec<Dense>> {
     Ok(out)
 }
 
+/// Elements of a shape, where they can be counted.
+fn size(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
 /// Fills parameters from the dense tables.
 fn fill(model: &mut Model, args: &Args, dense: &[Dense]) -> anyhow::Result<()> {
     let found = dense_tables(&args.checkpoint)?;
@@ -81,15 +86,16 @@ fn fill(model: &mut Model, args: &Args, dense: &[Dense]) -> anyhow::Result<()> {
             let shape = model.graph.value(name).and_then(|v| model.graph.constant(v)).map(|c| c.tensor.shape().to_vec());
             shapes.push(shape.ok_or_else(|| anyhow::anyhow!("--dense {number}: \"{name}\" is no parameter of the program"))?);
         }
-        let expected: usize = shapes.iter().map(|s| s.iter().product::<usize>()).sum();
+        let sizes: Option<Vec<usize>> = shapes.iter().map(|s| size(s)).collect();
+        let sizes = sizes.ok_or_else(|| anyhow::anyhow!("--dense {number}: its parameters have no size"))?;
+        let expected: usize = sizes.iter().fold(0, |a, &b| a.saturating_add(b));
         if values.len() != expected {
             let list: Vec<String> = names.iter().zip(&shapes).map(|(n, s)| format!("{n}{s:?}")).collect();
             let (place, found) = (args.checkpoint.join(format!("{number:03}")), values.len());
             anyhow::bail!("{}: expected {expected} values for {}, found {found}", place.display(), list.join(", "));
         }
         let mut at = 0;
-        for (name, shape) in names.iter().zip(shapes) {
-            let count = shape.iter().product::<usize>();
+        for ((name, shape), count) in names.iter().zip(shapes).zip(sizes) {
             let tensor = Tensor::new(shape.as_slice(), values[at..at + count].to_vec())?;
             at += count;
             let mut fault = None;
@@ -171,7 +177,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     for (name, number) in &named {
         let parts = found.get(number).ok_or_else(|| usage(format!("--table {name}={number}: the checkpoint has no such table")))?;
         let value = model.graph.value(name).and_then(|v| model.graph.constant(v)).map(|c| c.tensor.shape().to_vec());
-        let columns = value.map(|shape| shape[1..].iter().product::<usize>());
+        let columns = value.and_then(|shape| size(shape.get(1..)?));
         let columns = columns.ok_or_else(|| anyhow::anyhow!("{}: \"{name}\" is no table of the program", path.display()))?;
         let rows = read_sparse(parts, columns, accessor, optimizer)?;
         output::line(format!("{name}: {} rows of {columns} from {} parts of table {number}", rows.keys.len(), parts.len()))?;

@@ -27,7 +27,7 @@ impl<'a> Tx<'a> {
     /// A new value for a variable: under the variable's name the first time, under a fresh one when it is written again.
     pub(super) fn define(&mut self, var: &str) -> String {
         // In a body the variables of other blocks are not its own: they get another name, for each name is made once.
-        let own = self.program.blocks.get(self.block).is_some_and(|b| b.vars.iter().any(|v| v.name() == var));
+        let own = self.own.get(self.block).is_some_and(|vars| vars.contains(var));
         let again = self.later.get_mut(var).filter(|_| self.block == 0).is_some_and(|n| {
             *n = n.saturating_sub(1);
             *n > 0
@@ -179,7 +179,7 @@ impl<'a> Tx<'a> {
         let maker = makers.next().filter(|_| makers.next().is_none())?;
         match maker.r#type() {
             "fill_constant" if maker.ins("ValueTensor").is_empty() && maker.ins("ShapeTensor").is_empty() => {
-                let count = maker.ints("shape").unwrap_or_default().iter().product::<i64>();
+                let count = maker.ints("shape").unwrap_or_default().iter().try_fold(1i64, |n, &d| n.checked_mul(d))?;
                 let text = maker.text("str_value", "");
                 let value = text.parse::<i64>().unwrap_or_else(|_| maker.float("value", 0.0) as i64);
                 (0..=64).contains(&count).then(|| vec![value; count.max(1) as usize])

@@ -14,8 +14,12 @@ const OPSET: i64 = 20;
 pub(super) struct Tx<'a> {
     pub(super) program: &'a ProgramDesc,
     pub(super) vars: HashMap<&'a str, &'a VarDesc>,
+    /// The variables that each block declares.
+    pub(super) own: Vec<HashSet<&'a str>>,
     /// The block that is translated.
     pub(super) block: usize,
+    /// The blocks that are bodies already.
+    bodies: HashSet<usize>,
     /// The value that each variable stands for now.
     pub(super) env: HashMap<String, String>,
     /// The offsets of values with LoD.
@@ -49,7 +53,9 @@ pub(super) fn translate(program: &ProgramDesc, params: Vec<(String, Kind)>) -> R
         env: params.iter().map(|(n, _)| (n.clone(), n.clone())).collect(),
         taken: vars.keys().map(|n| (*n).to_owned()).collect(),
         vars,
+        own: program.blocks.iter().map(|b| b.vars.iter().map(VarDesc::name).collect()).collect(),
         block: 0,
+        bodies: HashSet::new(),
         lod: HashMap::new(),
         real: HashMap::new(),
         lod_is_set: false,
@@ -222,9 +228,12 @@ impl<'a> Tx<'a> {
         block: Option<&'a BlockDesc>,
         results: impl FnOnce(&mut Self) -> Result<Vec<String>, String>,
     ) -> Result<Graph, String> {
-        let around = std::mem::take(&mut self.nodes);
         let outer = self.block;
         let index = block.and_then(|b| usize::try_from(b.idx()).ok());
+        if let Some(index) = index.filter(|&i| !self.bodies.insert(i)) {
+            return Err(format!("block {index} is the body of an op already"));
+        }
+        let around = std::mem::take(&mut self.nodes);
         self.block = index.unwrap_or(usize::MAX);
         let run = || -> Result<Vec<String>, String> {
             for op in block.map_or(&[][..], |b| &b.ops) {

@@ -157,11 +157,11 @@ fn maxout(tx: &mut Tx, op: &OpDesc) -> Done {
     let rank = tx.dims_in(op, "X")?.len() as i64;
     let axis = if axis < 0 { axis + rank } else { axis };
     let head = tx.node("Shape", &[&x], Attrs::new().with("start", 0).with("end", axis));
-    let tail = tx.node("Shape", &[&x], Attrs::new().with("start", axis + 1));
+    let tail = tx.node("Shape", &[&x], Attrs::new().with("start", axis.saturating_add(1)));
     let middle = tx.ints(&[-1, groups]);
     let shape = tx.node("Concat", &[&head, &middle, &tail], Attrs::new().with("axis", 0));
     let x = tx.plain("Reshape", &[&x, &shape]);
-    let axes = tx.ints(&[axis + 1]);
+    let axes = tx.ints(&[axis.saturating_add(1)]);
     tx.out(op, "Out", "ReduceMax", &[&x, &axes], Attrs::new().with("keepdims", 0))
 }
 

@@ -87,8 +87,9 @@ fn conv_transpose(tx: &mut Tx, op: &OpDesc) -> Done {
         // It pads as a convolution of its input does, the smaller half before.
         let mut total = Vec::new();
         for i in 0..n {
-            let size = dims.get(i + 2).copied().filter(|&d| d > 0).ok_or("the same size over open dims has no translation")?;
-            let (k, s) = (kernel.get(i).copied().unwrap_or(1), strides.get(i).copied().unwrap_or(1).max(1));
+            let size =
+                dims.get(i + 2).copied().filter(|d| (1..=1 << 30).contains(d)).ok_or("the same size over open dims has no translation")?;
+            let (k, s) = (kernel.get(i).copied().unwrap_or(1).clamp(1, 1 << 30), strides.get(i).copied().unwrap_or(1).clamp(1, 1 << 30));
             total.push((((size + s - 1) / s - 1) * s + k - size).max(0));
         }
         let pads: Vec<i64> = total.iter().map(|t| t / 2).chain(total.iter().map(|t| t - t / 2)).collect();
@@ -97,11 +98,15 @@ fn conv_transpose(tx: &mut Tx, op: &OpDesc) -> Done {
     if !sized.is_empty() && !op.ins("OutputSizeTensor").is_empty() {
         return Err("an output_size that is a tensor has no translation".into());
     }
+    let whole = |v: &[i64]| v.len() == n && v.iter().all(|d| (1..=1 << 30).contains(d));
+    if !whole(&strides) || !whole(&dilations) {
+        return Err(format!("expected {n} strides and dilations, found {strides:?} and {dilations:?}"));
+    }
     if sized.len() == n && !same {
         let p = op.ints("paddings").unwrap_or_else(|| vec![0; n]);
         let around = |i: usize| if p.len() == 2 * n { p[2 * i] + p[2 * i + 1] } else { 2 * p.get(i).copied().unwrap_or(0) };
-        let open = dims.iter().skip(2).any(|&d| d < 0) || kernel.len() != n;
-        if open {
+        let small = |v: &[i64]| v.iter().all(|d| (0..=1 << 30).contains(d));
+        if !dims.get(2..).is_some_and(whole) || !whole(&kernel) || !small(&p) || !small(&sized) {
             return Err("an output_size over open dims has no translation".into());
         }
         extra = (0..n).map(|i| sized[i] - ((dims[i + 2] - 1) * strides[i] + dilations[i] * (kernel[i] - 1) + 1 - around(i))).collect();
@@ -172,7 +177,8 @@ fn adaptive_pool(tx: &mut Tx, op: &OpDesc, max: bool, wanted: &[i64]) -> Done {
     let onnx = if max { "ReduceMax" } else { "ReduceMean" };
     for (i, &n) in wanted.iter().enumerate() {
         let axis = i as i64 + 2;
-        let size = dims.get(i + 2).copied().filter(|&d| d > 0).ok_or("adaptive pooling over an open dim has no translation")?;
+        let size = dims.get(i + 2).copied().filter(|d| (1..=1 << 30).contains(d));
+        let size = size.ok_or("adaptive pooling over an open dim has no translation")?;
         if !(1..=1024).contains(&n) {
             return Err(format!("adaptive pooling to {n} has no translation"));
         }

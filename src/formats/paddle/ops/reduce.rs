@@ -184,7 +184,7 @@ fn kth_value(tx: &mut Tx, op: &OpDesc) -> Done {
     let x = tx.input(op, "X")?;
     let (k, axis) = (tx.ints(&[op.int("k", 1)]), op.int("axis", -1));
     let found = tx.several("TopK", &[&x, &k], 2, Attrs::new().with("axis", axis).with("largest", 0).with("sorted", 1));
-    let (from, to, axes) = (tx.ints(&[op.int("k", 1) - 1]), tx.ints(&[op.int("k", 1)]), tx.ints(&[axis]));
+    let (from, to, axes) = (tx.ints(&[op.int("k", 1).saturating_sub(1)]), tx.ints(&[op.int("k", 1)]), tx.ints(&[axis]));
     for (parameter, all) in ["Out", "Indices"].into_iter().zip(&found) {
         let one = tx.plain("Slice", &[all, &from, &to, &axes]);
         if op.outs(parameter).is_empty() {

@@ -31,7 +31,7 @@ fn cell(mode: &str) -> Result<(&'static str, &'static [usize], Attrs), String> {
 
 fn rnn(tx: &mut Tx, op: &OpDesc) -> Done {
     let (onnx, order, attrs) = cell(&op.text("mode", "LSTM"))?;
-    let (layers, both) = (op.int("num_layers", 1).max(0) as usize, op.flag("is_bidirec", false));
+    let (layers, both) = (op.int("num_layers", 1).clamp(0, 1024) as usize, op.flag("is_bidirec", false));
     let ways = if both { 2 } else { 1 };
     let mut x = tx.input(op, "Input")?;
     let (states, weights) = (tx.inputs(op, "PreState")?, tx.inputs(op, "WeightList")?);

@@ -252,7 +252,7 @@ fn multiplex(tx: &mut Tx, op: &OpDesc) -> Done {
 /// The same columns of several inputs.
 fn columns(tx: &mut Tx, op: &OpDesc) -> Result<Vec<String>, String> {
     let (from, length) = (op.int("start_index", 0), op.int("length", -1));
-    let to = if length < 0 { i64::MAX } else { from + length };
+    let to = if length < 0 { i64::MAX } else { from.saturating_add(length) };
     let (from, to, axis) = (tx.ints(&[from]), tx.ints(&[to]), tx.ints(&[1]));
     Ok(tx.inputs(op, "X")?.iter().map(|x| tx.plain("Slice", &[x, &from, &to, &axis])).collect())
 }
@@ -278,13 +278,13 @@ fn repeat(tx: &mut Tx, op: &OpDesc) -> Done {
     let rank = tx.dims_in(op, "X")?.len() as i64;
     let (axis, times) = (op.int("dim", 0), op.int("Repeats", 1));
     let axis = if axis < 0 { axis + rank } else { axis };
-    let behind = tx.ints(&[axis + 1]);
+    let behind = tx.ints(&[axis.saturating_add(1)]);
     let wide = tx.plain("Unsqueeze", &[&x, &behind]);
-    let counts: Vec<i64> = (0..=rank).map(|a| if a == axis + 1 { times } else { 1 }).collect();
+    let counts: Vec<i64> = (0..=rank).map(|a| if a == axis.saturating_add(1) { times } else { 1 }).collect();
     let counts = tx.ints(&counts);
     let wide = tx.plain("Tile", &[&wide, &counts]);
     let head = tx.node("Shape", &[&x], Attrs::new().with("start", 0).with("end", axis));
-    let tail = tx.node("Shape", &[&x], Attrs::new().with("start", axis + 1));
+    let tail = tx.node("Shape", &[&x], Attrs::new().with("start", axis.saturating_add(1)));
     let open = tx.ints(&[-1]);
     let shape = tx.node("Concat", &[&head, &open, &tail], Attrs::new().with("axis", 0));
     tx.out(op, "Out", "Reshape", &[&wide, &shape], Attrs::new())
@@ -305,7 +305,7 @@ fn crop(tx: &mut Tx, op: &OpDesc) -> Done {
 fn shard_index(tx: &mut Tx, op: &OpDesc) -> Done {
     let x = tx.input(op, "X")?;
     let (all, shards) = (op.int("index_num", 1), op.int("nshards", 1).max(1));
-    let size = (all + shards - 1) / shards;
+    let size = all.saturating_add(shards - 1) / shards;
     let size = tx.like(op, "X", size as f64)?;
     let (own, other) = (tx.like(op, "X", op.int("shard_id", 0) as f64)?, tx.like(op, "X", op.int("ignore_value", -1) as f64)?);
     let shard = tx.plain("Div", &[&x, &size]);

@@ -218,7 +218,7 @@ fn conv(tx: &mut Tx, op: &OpDesc) -> Done {
     if !(1..=1024).contains(&length) {
         return Err(format!("contextLength must be 1 to 1024, found {length}"));
     }
-    let parts: Vec<String> = (0..length).map(|k| shifted(tx, &x, 2, &of, start + k, &zero)).collect();
+    let parts: Vec<String> = (0..length).map(|k| shifted(tx, &x, 2, &of, start.saturating_add(k), &zero)).collect();
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let wide = tx.node("Concat", &parts, Attrs::new().with("axis", 1));
     tx.out(op, "Out", "MatMul", &[&wide, &filter], Attrs::new())

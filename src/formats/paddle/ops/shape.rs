@@ -108,7 +108,8 @@ fn flatten_range(tx: &mut Tx, op: &OpDesc) -> Done {
     }
     // A product that is known leaves batches of no rows without a doubt.
     let middle = &dims[start..=stop.max(start)];
-    let middle = if middle.iter().all(|&d| d >= 0) { middle.iter().product() } else { -1 };
+    let known = middle.iter().all(|&d| d >= 0);
+    let middle = if known { middle.iter().try_fold(1i64, |n, &d| n.checked_mul(d)).ok_or("its dims have no product")? } else { -1 };
     let mut head = vec![0; start];
     head.push(middle);
     let head = tx.ints(&head);
@@ -247,7 +248,8 @@ fn split(tx: &mut Tx, op: &OpDesc) -> Done {
         let dims = tx.dims_in(op, "X")?;
         let at = if axis < 0 { axis + dims.len() as i64 } else { axis } as usize;
         let whole = dims.get(at).copied().filter(|&d| d >= 0).ok_or("a section of -1 along an open dim has no translation")?;
-        let rest = whole - sections.iter().filter(|&&s| s != -1).sum::<i64>();
+        let stated = sections.iter().filter(|&&s| s != -1).try_fold(0i64, |n, &s| n.checked_add(s));
+        let rest = stated.and_then(|n| whole.checked_sub(n)).ok_or("its sections have no sum")?;
         sections.iter_mut().filter(|s| **s == -1).for_each(|s| *s = rest);
     }
     let sections = tx.ints(&sections);
@@ -348,7 +350,8 @@ fn tile(tx: &mut Tx, op: &OpDesc) -> Done {
     let rank = tx.dims_in(op, "X")?.len();
     let given = match (op.ins("RepeatTimes").first(), op.ins("repeat_times_tensor").len()) {
         (Some(var), _) => {
-            tx.dims(var)?.first().copied().filter(|&n| n >= 0).ok_or("a number of repeats that is open has no translation")? as usize
+            tx.dims(var)?.first().copied().filter(|n| (0..=64).contains(n)).ok_or("a number of repeats that is open has no translation")?
+                as usize
         }
         (None, 0) => op.ints("repeat_times").unwrap_or_default().len(),
         (None, n) => n,
@@ -412,7 +415,7 @@ fn fill_batch(tx: &mut Tx, op: &OpDesc) -> Done {
     let shape = op.ints("shape").unwrap_or_default();
     let from = op.int("input_dim_idx", 0);
     let at = usize::try_from(op.int("output_dim_idx", 0)).ok().filter(|&a| a < shape.len()).ok_or("its output_dim_idx is out of range")?;
-    let dim = tx.node("Shape", &[&x], Attrs::new().with("start", from).with("end", from + 1));
+    let dim = tx.node("Shape", &[&x], Attrs::new().with("start", from).with("end", from.saturating_add(1)));
     let (head, tail) = (tx.ints(&shape[..at]), tx.ints(&shape[at + 1..]));
     let shape = tx.node("Concat", &[&head, &dim, &tail], Attrs::new().with("axis", 0));
     tx.out(op, "Out", "Expand", &[&value, &shape], Attrs::new())
