@@ -4,11 +4,13 @@
 use graphtool::data::npy::read_npy;
 use graphtool::deploy::{self, RewriteOptions, rewrite};
 use graphtool::exec::{Options, Session};
+use graphtool::formats::paddle::proto::ProgramDesc;
 use graphtool::formats::{self, paddle};
 use graphtool::ir::Model;
 use graphtool::passes::{Pass, Report, Selection, StandardOps};
 use graphtool::store;
 use graphtool::tensor::Value;
+use prost::Message;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -140,10 +142,75 @@ fn a_damaged_program_is_an_error_or_a_program_and_never_a_panic() {
     }
 }
 
+/// Changes an op or a variable of a program into one that makes little sense.
+fn odd(program: &mut ProgramDesc, dice: &mut Dice) {
+    const ODD: [i64; 8] = [i64::MIN, -2, -1, 0, 1, 7, 1 << 40, i64::MAX];
+    let names = paddle::translated_ops();
+    let block = dice.below(program.blocks.len());
+    let block = &mut program.blocks[block];
+    let (op, var) = (dice.below(block.ops.len()), dice.below(block.vars.len()));
+    let Some(op) = block.ops.get_mut(op) else { return };
+    match dice.below(7) {
+        0 if !op.inputs.is_empty() => drop(op.inputs.remove(dice.below(op.inputs.len()))),
+        1 if !op.outputs.is_empty() => drop(op.outputs.remove(dice.below(op.outputs.len()))),
+        2 => op.r#type = Some(names[dice.below(names.len())].to_owned()),
+        3 => {
+            // Another op with the operands that it asks for.
+            op.r#type = Some(names[dice.below(names.len())].to_owned());
+            let renamed = ["X", "Input", "Y", "W", "Ids", "Index", "Filter", "Weight"];
+            op.inputs.iter_mut().for_each(|i| i.parameter = Some(renamed[dice.below(renamed.len())].to_owned()));
+            op.outputs.iter_mut().for_each(|o| o.parameter = Some(["Out", "Y", "Output", "Hidden"][dice.below(4)].to_owned()));
+        }
+        4 if !op.attrs.is_empty() => {
+            let at = dice.below(op.attrs.len());
+            let (attr, value) = (&mut op.attrs[at], ODD[dice.below(ODD.len())]);
+            attr.i = attr.i.map(|_| value as i32);
+            attr.l = attr.l.map(|_| value);
+            attr.b = attr.b.map(|b| !b);
+            attr.f = attr.f.map(|_| [f32::NAN, f32::INFINITY, -1.0, 0.0][dice.below(4)]);
+            attr.ints.iter_mut().take(1 + dice.below(3)).for_each(|i| *i = value as i32);
+            if !attr.longs.is_empty() || dice.below(3) == 0 {
+                attr.longs = vec![value; dice.below(5)];
+            }
+        }
+        5 if !op.attrs.is_empty() => drop(op.attrs.remove(dice.below(op.attrs.len()))),
+        _ => {
+            let lod = block.vars.get_mut(var).and_then(|v| v.r#type.as_mut()).and_then(|t| t.lod_tensor.as_mut());
+            if let Some(tensor) = lod.and_then(|l| l.tensor.as_mut()) {
+                match dice.below(4) {
+                    0 => tensor.data_type = Some(dice.below(30) as i32),
+                    1 => tensor.dims.clear(),
+                    2 => tensor.dims.push(ODD[dice.below(ODD.len())]),
+                    _ => tensor.dims.iter_mut().take(1).for_each(|d| *d = ODD[dice.below(ODD.len())]),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_odd_program_is_an_error_or_a_program_and_never_a_panic() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let mut dice = Dice(3);
+    for (name, ..) in PROGRAMS {
+        let (path, params) = (temp.path().join(format!("{name}.pdmodel")), file(name).with_extension("pdiparams"));
+        if params.is_file() {
+            fs::copy(params, path.with_extension("pdiparams")).expect("a copy");
+        }
+        let whole = ProgramDesc::decode(&*fs::read(file(name)).expect("bytes")).expect("a program");
+        for _ in 0..60 {
+            let mut program = whole.clone();
+            (0..1 + dice.below(3)).for_each(|_| odd(&mut program, &mut dice));
+            fs::write(&path, program.encode_to_vec()).expect("written");
+            if let Ok(model) = formats::load(&path) {
+                let _ = Session::new(&model, Options { threads: 1, ..Options::default() });
+            }
+        }
+    }
+}
+
 #[test]
 fn a_block_that_is_in_itself_is_an_error() {
-    use graphtool::formats::paddle::proto::ProgramDesc;
-    use prost::Message;
     let temp = tempfile::tempdir().expect("a directory");
     let path = temp.path().join("loop.pdmodel");
     fs::copy(file("control").with_extension("pdiparams"), path.with_extension("pdiparams")).expect("a copy");
