@@ -4,7 +4,7 @@
 use graphtool::data::npy::read_npy;
 use graphtool::deploy::{self, RewriteOptions, rewrite};
 use graphtool::exec::{Options, Session};
-use graphtool::formats::paddle::proto::ProgramDesc;
+use graphtool::formats::paddle::proto::{OpDesc, Operand, ProgramDesc};
 use graphtool::formats::{self, paddle};
 use graphtool::ir::Model;
 use graphtool::passes::{Pass, Report, Selection, StandardOps};
@@ -286,6 +286,35 @@ fn inspect_and_check_say_what_a_program_is() {
     let json = graphtool(&["inspect", "--json", text(&file("control"))]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert_eq!((json["format"].as_str(), json["paddle"]["ops"]["while"].as_u64()), (Some("PaddlePaddle program"), Some(1)));
+}
+
+#[test]
+fn a_lookup_in_a_computed_table_is_named_and_converted() {
+    let temp = tempfile::tempdir().expect("a directory");
+    let (path, out) = (temp.path().join("doubled.pdmodel"), temp.path().join("model.onnx"));
+    fs::copy(file("din").with_extension("pdiparams"), path.with_extension("pdiparams")).expect("a copy");
+    let mut program = ProgramDesc::decode(&*fs::read(file("din")).expect("bytes")).expect("a program");
+    let block = &mut program.blocks[0];
+    let lookup = |op: &OpDesc| op.r#type() == "lookup_table_v2" && op.ins("W") == ["bias"];
+    let at = block.ops.iter().position(lookup).expect("a lookup");
+    let mut double = block.ops[at].clone();
+    double.r#type = Some("elementwise_add".into());
+    double.inputs = ["X", "Y"].map(|p| Operand { parameter: Some(p.into()), arguments: vec!["bias".into()] }).to_vec();
+    double.outputs = vec![Operand { parameter: Some("Out".into()), arguments: vec!["doubled".into()] }];
+    let mut var = block.vars.iter().find(|v| v.name() == "bias").expect("a variable").clone();
+    (var.name, var.persistable) = (Some("doubled".into()), Some(false));
+    block.vars.push(var);
+    block.ops[at].inputs.iter_mut().filter(|p| p.parameter() == "W").for_each(|p| p.arguments = vec!["doubled".into()]);
+    block.ops.insert(at, double);
+    fs::write(&path, program.encode_to_vec()).expect("written");
+    let shown = graphtool(&["inspect", text(&path)]);
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("stays: it is computed by Add \"elementwise_add/doubled\"") && !shown.contains("null"), "{shown}");
+    let result = graphtool(&["convert", text(&path), "-o", text(&out)]);
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    let folder = file("din").parent().expect("a folder").to_owned();
+    let (plain, converted) = (formats::load(&path).expect("a model"), formats::load(&out).expect("a model"));
+    assert_eq!(run(&converted, None, inputs(&converted, &folder)), run(&plain, None, inputs(&plain, &folder)));
 }
 
 /// A checkpoint of both kinds of parts, and the program alone.

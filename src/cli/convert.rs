@@ -2,7 +2,8 @@
 
 use super::{output, usage};
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External, to_file};
-use crate::passes::{Pass, Report, StandardOps};
+use crate::ir::Model;
+use crate::passes::{InferShapes, Pass, Report, StandardOps};
 use std::path::PathBuf;
 
 /// Write a model as standard ONNX that other runtimes run
@@ -18,11 +19,23 @@ pub(super) struct Args {
     output: PathBuf,
 }
 
+/// Nodes of a domain.
+fn left(model: &Model, domain: &str) -> usize {
+    let of = |g: &&crate::ir::Graph| g.ops().iter().filter(|&&id| g.node(id).op().is_some_and(|op| &*op.domain == domain)).count();
+    model.graphs().iter().map(of).sum()
+}
+
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let name = args.output.file_name().ok_or_else(|| usage(format!("{} has no name", args.output.display())))?;
     let name = name.to_string_lossy().into_owned();
     let mut model = crate::formats::load(&args.model)?;
-    StandardOps.run(&mut model, &mut Report::default())?;
+    let mut report = Report::default();
+    StandardOps.run(&mut model, &mut report)?;
+    if left(&model, "graphtool") > 0 {
+        // A table that is computed has no type until its shape is inferred.
+        InferShapes.run(&mut model, &mut report)?;
+        StandardOps.run(&mut model, &mut report)?;
+    }
     let mut others: Vec<String> = Vec::new();
     for graph in model.graphs() {
         for &id in graph.ops() {

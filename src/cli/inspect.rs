@@ -160,7 +160,12 @@ fn print(f: &Value) -> anyhow::Result<()> {
                 None => t["sharding"].as_str().map_or("remote".into(), |s| format!("{s} x {}", t["pieces"])),
             };
             let bytes = t["bytes"].as_u64().map_or(String::new(), size::print);
-            vec![text(&t["name"]), t["rows"].to_string(), format!("{}{}", text(&t["dtype"]), t["row_shape"]), bytes, lookups, state]
+            // What is computed has no shape before it runs.
+            let (rows, row) = match t["rows"].as_u64() {
+                Some(rows) => (rows.to_string(), format!("{}{}", text(&t["dtype"]), t["row_shape"])),
+                None => ("?".into(), "?".into()),
+            };
+            vec![text(&t["name"]), rows, row, bytes, lookups, state]
         })
         .collect();
     if !rows.is_empty() {

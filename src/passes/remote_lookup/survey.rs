@@ -58,6 +58,7 @@ impl Survey {
                     group.push(key);
                 }
             }
+            self.computed(&site);
             if group.len() > 1 {
                 group[1..].iter().for_each(|k| self.tables.get_mut(k).into_iter().for_each(|t| t.goes_along = t.lookups == 1));
                 self.groups.push(group);
@@ -78,6 +79,19 @@ impl Survey {
             if let Some(table) = self.table_behind(graph, scope, o.value) {
                 table.shared.get_or_insert_with(|| format!("it is also the graph output \"{}\"", graph.name_of(o.value)));
             }
+        }
+    }
+
+    /// A lookup whose table is computed stays.
+    fn computed(&mut self, site: &Site) {
+        let node = site.graph.node(site.id);
+        let own = node.op().filter(|op| &*op.domain == crate::ops::remote::DOMAIN && &*op.name == "Lookup");
+        let (Some(op), Some(table)) = (own, node.input(0)) else { return };
+        if source(site.graph, site.scope, table).is_none() {
+            let maker = site.graph.node(table.node);
+            let by = maker.op().map_or(String::new(), |op| format!(" by {} \"{}\"", op.name, maker.label()));
+            let (node, op, table) = (node.label().to_owned(), op.to_string(), site.graph.name_of(table).to_owned());
+            self.lookups.push(Lookup { node, op, table, key: None, reason: Some(format!("it is computed{by}")) });
         }
     }
 

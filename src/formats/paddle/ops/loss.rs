@@ -48,6 +48,12 @@ fn cross_entropy(tx: &mut Tx, op: &OpDesc, out: &str) -> Done {
 fn softmax_cross_entropy(tx: &mut Tx, op: &OpDesc) -> Done {
     let x = tx.input(op, "Logits")?;
     let axis = op.int("axis", -1);
+    if !op.flag("use_softmax", true) {
+        // What it is given is a softmax already.
+        tx.give(op, "Softmax", &x)?;
+        let logs = tx.plain("Log", &[&x]);
+        return at_label(tx, op, &logs, axis, "Loss");
+    }
     if !op.outs("Softmax").is_empty() {
         tx.outs(op, &["Softmax"], OpName::onnx("Softmax"), &[&x], Attrs::new().with("axis", axis))?;
     }

@@ -28,6 +28,7 @@ pub(super) const OPS: &[(&str, Translate)] = &[
     ("greater_equal", |tx, op| binary(tx, op, "GreaterOrEqual")),
     ("greater_than", |tx, op| binary(tx, op, "Greater")),
     ("increment", increment),
+    ("lerp", lerp),
     ("less_equal", |tx, op| binary(tx, op, "LessOrEqual")),
     ("less_than", |tx, op| binary(tx, op, "Less")),
     ("log", |tx, op| unary(tx, op, "Log")),
@@ -77,6 +78,14 @@ fn not_equal(tx: &mut Tx, op: &OpDesc) -> Done {
     let (x, y) = operands(tx, op)?;
     let same = tx.node("Equal", &[&x, &y], Attrs::new());
     tx.out(op, "Out", "Not", &[&same], Attrs::new())
+}
+
+/// x + w·(y − x).
+fn lerp(tx: &mut Tx, op: &OpDesc) -> Done {
+    let (x, y, weight) = (tx.input(op, "X")?, tx.input(op, "Y")?, tx.input(op, "Weight")?);
+    let way = tx.plain("Sub", &[&y, &x]);
+    let way = tx.plain("Mul", &[&weight, &way]);
+    tx.out(op, "Out", "Add", &[&x, &way], Attrs::new())
 }
 
 /// The remainder has the sign of the divisor.
