@@ -16,9 +16,10 @@ impl<'a> Tx<'a> {
     /// A name that no value has.
     pub(super) fn fresh(&mut self, hint: &str) -> String {
         let mut name = hint.to_owned();
-        let mut n = 0;
+        // What was found taken once stays so.
+        let n = self.next.entry(name.clone()).or_default();
         while !self.taken.insert(name.clone()) {
-            n += 1;
+            *n += 1;
             name = format!("{hint}.{n}");
         }
         name

@@ -29,6 +29,8 @@ pub(super) struct Tx<'a> {
     /// Whether the op in hand has said what the offsets of its outputs are.
     pub(super) lod_is_set: bool,
     pub(super) taken: HashSet<String>,
+    /// The last number behind each name that is taken.
+    pub(super) next: HashMap<String, usize>,
     /// The names that variables have given to values.
     pub(super) defined: HashSet<String>,
     /// How often ops are still to write each variable that is fetched: the last has its name.
@@ -59,6 +61,7 @@ pub(super) fn translate(program: &ProgramDesc, params: Vec<(String, Kind)>) -> R
         lod: HashMap::new(),
         real: HashMap::new(),
         lod_is_set: false,
+        next: HashMap::new(),
         defined: params.iter().map(|(n, _)| n.clone()).collect(),
         later: HashMap::new(),
         read: program

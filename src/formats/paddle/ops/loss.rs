@@ -10,6 +10,7 @@ pub(super) const OPS: &[(&str, Translate)] = &[
     ("cross_entropy", |tx, op| cross_entropy(tx, op, "Y")),
     ("cross_entropy2", |tx, op| cross_entropy(tx, op, "Y")),
     ("huber_loss", huber),
+    ("kldiv_loss", kl_divergence),
     ("label_smooth", label_smooth),
     ("log_loss", log_loss),
     ("nll_loss", nll_loss),
@@ -128,6 +129,34 @@ fn huber(tx: &mut Tx, op: &OpDesc) -> Done {
     let line = tx.plain("Mul", &[&line, &d]);
     tx.out(op, "Out", "Where", &[&near, &square, &line], Attrs::new())?;
     if tx.is_read(op, "Residual") { tx.give(op, "Residual", &rest) } else { Ok(()) }
+}
+
+/// t·(log t − x), zero where there is no t.
+fn kl_divergence(tx: &mut Tx, op: &OpDesc) -> Done {
+    let (x, target) = (tx.input(op, "X")?, tx.input(op, "Target")?);
+    let (zero, one) = (tx.like(op, "X", 0.0)?, tx.like(op, "X", 1.0)?);
+    let there = tx.plain("Greater", &[&target, &zero]);
+    let safe = tx.plain("Where", &[&there, &target, &one]);
+    let rest = tx.plain("Log", &[&safe]);
+    let rest = tx.plain("Sub", &[&rest, &x]);
+    let loss = tx.plain("Mul", &[&target, &rest]);
+    let loss = tx.plain("Where", &[&there, &loss, &zero]);
+    let whole = Attrs::new().with("keepdims", 0);
+    match op.text("reduction", "mean").as_str() {
+        "none" => tx.outs(op, &["Loss"], OpName::onnx("Identity"), &[&loss], Attrs::new()),
+        "sum" => tx.outs(op, &["Loss"], OpName::onnx("ReduceSum"), &[&loss], whole),
+        "mean" => tx.outs(op, &["Loss"], OpName::onnx("ReduceMean"), &[&loss], whole),
+        "batchmean" => {
+            let sum = tx.node("ReduceSum", &[&loss], whole);
+            let scalar = tx.constant("scalar", crate::tensor::Tensor::vector(Vec::<i64>::new()));
+            let rows = tx.node("Shape", &[&x], Attrs::new().with("start", 0).with("end", 1));
+            let rows = tx.plain("Reshape", &[&rows, &scalar]);
+            let dtype = tx.dtype_in(op, "X")?;
+            let rows = tx.cast(&rows, dtype);
+            tx.outs(op, &["Loss"], OpName::onnx("Div"), &[&sum, &rows], Attrs::new())
+        }
+        other => Err(format!("reduction {other} does not exist")),
+    }
 }
 
 fn label_smooth(tx: &mut Tx, op: &OpDesc) -> Done {
