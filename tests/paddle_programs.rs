@@ -364,6 +364,22 @@ fn a_program_is_served_from_a_checkpoint_alone() {
     let folder = root().join("paddle/ps_checkpoint");
     let values = inputs(&model, &folder);
     near(&run(&model, Some(store::open_local(&out).expect("a store")), values), &folder);
+
+    // Ids that the checkpoint lacks are counted: all 8 of one slot, of 8 in each of 26.
+    let samples = temp.path().join("samples");
+    fs::create_dir_all(&samples).expect("a directory");
+    for entry in fs::read_dir(&folder).expect("inputs").flatten().filter(|e| e.file_name().to_string_lossy().starts_with("in_")) {
+        let mut bytes = fs::read(entry.path()).expect("bytes");
+        if entry.file_name() == "in_C3.npy" {
+            let at = bytes.len() - 8 * 8;
+            bytes[at..].fill(0x3f);
+        }
+        fs::write(samples.join(entry.file_name()), bytes).expect("written");
+    }
+    let result =
+        graphtool(&["run", text(&out), "-i", &format!("{}/", text(&samples)), "-o", &format!("{}/", text(&temp.path().join("o")))]);
+    let (stdout, stderr) = (String::from_utf8_lossy(&result.stdout), String::from_utf8_lossy(&result.stderr));
+    assert!(stdout.contains("8 of 208 ids were absent from their table"), "{stdout}{stderr}");
 }
 
 #[test]
