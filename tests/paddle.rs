@@ -200,7 +200,7 @@ fn checkpoint() -> (Model, KeyedRows) {
     let dir = folder("ps_checkpoint").join("saved");
     let model = paddle::open(&dir.join("dnn_plugin"), &|program, name| paddle::distributed_tables(program).iter().any(|t| t == name));
     let tables = sparse_tables(&dir).expect("tables");
-    (model.expect("a model"), read_sparse(&tables[&0], 16).expect("rows"))
+    (model.expect("a model"), read_sparse(&tables[&0], 16, Default::default(), None).expect("rows"))
 }
 
 #[test]

@@ -56,7 +56,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         faults.iter().skip(1).try_for_each(output::line)?;
         return Err(exit_with(1, format!("{}: {first}{}", args.model.display(), more(faults.len() - 1))));
     }
-    output::line(format!("ok: {} nodes, {} parameters", model.graph.ops().len(), model.graph.params().len()))?;
+    let kind = formats::paddle::facts(&args.model).map_or(String::new(), |p| format!("{}, ", p.format()));
+    output::line(format!("ok: {kind}{} nodes, {} parameters", model.graph.ops().len(), model.graph.params().len()))?;
     Ok(())
 }
 

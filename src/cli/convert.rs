@@ -3,7 +3,8 @@
 use super::save::{save, valid};
 use super::{output, usage};
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External};
-use crate::passes::{Pass, PassError, Report, StandardOps, UpgradeOpset};
+use crate::ir::Model;
+use crate::passes::{InferShapes, Pass, PassError, Report, StandardOps, UpgradeOpset};
 use std::path::PathBuf;
 
 /// Write a model as standard ONNX that other runtimes run
@@ -23,11 +24,23 @@ pub(super) struct Args {
     opset: Option<i64>,
 }
 
+/// Nodes of a domain.
+fn left(model: &Model, domain: &str) -> usize {
+    let of = |g: &&crate::ir::Graph| g.ops().iter().filter(|&&id| g.node(id).op().is_some_and(|op| &*op.domain == domain)).count();
+    model.graphs().iter().map(of).sum()
+}
+
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let mut model = valid(&args.model)?;
-    StandardOps.run(&mut model, &mut Report::default())?;
+    let mut report = Report::default();
+    StandardOps.run(&mut model, &mut report)?;
+    if left(&model, "graphtool") > 0 {
+        // A table that is computed has no type until its shape is inferred.
+        InferShapes.run(&mut model, &mut report)?;
+        StandardOps.run(&mut model, &mut report)?;
+    }
     if let Some(to) = args.opset {
-        UpgradeOpset { to }.run(&mut model, &mut Report::default()).map_err(|e| match e {
+        UpgradeOpset { to }.run(&mut model, &mut report).map_err(|e| match e {
             PassError::Call(text) if text.starts_with("node") => anyhow::anyhow!("{}: {text}", args.model.display()),
             PassError::Call(text) => usage(text),
             other => other.into(),

@@ -56,7 +56,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         if let Some(fault) = super::check::faults(&model).into_iter().next() {
             return Err(exit_with(1, format!("{}: {fault}", args.model.display())));
         }
-        let facts = describe(&model, "ONNX");
+        let paddle = formats::paddle::facts(&args.model);
+        let mut facts = describe(&model, paddle.as_ref().map_or("ONNX", |_| "PaddlePaddle program"));
+        if let Some(p) = paddle {
+            facts["paddle"] = json!({"version": p.version, "blocks": p.blocks, "ops": p.ops, "op_versions": p.op_versions});
+        }
         (model, facts)
     };
     if !is_dir {
@@ -198,7 +202,18 @@ fn print(f: &Value, nodes: bool) -> anyhow::Result<()> {
     let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
     let map =
         |v: &Value| v.as_object().map(|m| m.iter().map(|(k, v)| format!("{k} {v}")).collect::<Vec<_>>().join(", ")).unwrap_or_default();
-    output::line(format!("format      {} (IR version {}), opsets: {}", text(&f["format"]), f["ir_version"], map(&f["opsets"])))?;
+    if f["paddle"].is_object() {
+        let p = &f["paddle"];
+        let blocks = if p["blocks"] == 1 { "1 block".to_owned() } else { format!("{} blocks", p["blocks"]) };
+        output::line(format!("format      {}, version {}, {blocks}", text(&f["format"]), text(&p["version"])))?;
+        output::line(format!("program     {}", map(&p["ops"])))?;
+        if p["op_versions"].as_object().is_some_and(|m| !m.is_empty()) {
+            output::line(format!("op versions {}", map(&p["op_versions"])))?;
+        }
+        output::line(format!("translated  to opsets: {}", map(&f["opsets"])))?;
+    } else {
+        output::line(format!("format      {} (IR version {}), opsets: {}", text(&f["format"]), f["ir_version"], map(&f["opsets"])))?;
+    }
     for (label, key) in [("input", "inputs"), ("output", "outputs")] {
         for v in f[key].as_array().into_iter().flatten() {
             output::line(format!("{label:<11} {}: {}", text(&v["name"]), text(&v["type"])))?;
@@ -227,7 +242,12 @@ fn print(f: &Value, nodes: bool) -> anyhow::Result<()> {
                 }),
             };
             let bytes = t["bytes"].as_u64().map_or(String::new(), size::print);
-            vec![text(&t["name"]), t["rows"].to_string(), format!("{}{}", text(&t["dtype"]), t["row_shape"]), bytes, lookups, state]
+            // What is computed has no shape before it runs.
+            let (rows, row) = match t["rows"].as_u64() {
+                Some(rows) => (rows.to_string(), format!("{}{}", text(&t["dtype"]), t["row_shape"])),
+                None => ("?".into(), "?".into()),
+            };
+            vec![text(&t["name"]), rows, row, bytes, lookups, state]
         })
         .collect();
     if !rows.is_empty() {

@@ -98,11 +98,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     // Each worker counts the absent ids of its own batches.
     let absent = |rank: usize| {
         let text = std::fs::read_to_string(args.log_dir.join(format!("workerlog.{rank}"))).unwrap_or_default();
-        text.lines().rev().find_map(|l| l.split_once(ABSENT_IDS)?.0.parse::<u64>().ok()).unwrap_or(0)
+        let counts = |l: &str| {
+            let (absent, all) = l.split_once(ABSENT_IDS)?.0.split_once(" of ")?;
+            Some((absent.parse::<u64>().ok()?, all.parse::<u64>().ok()?))
+        };
+        text.lines().rev().find_map(counts).unwrap_or((0, 0))
     };
-    let total: u64 = (0..args.worker_num).map(absent).sum();
-    if total > 0 {
-        output::line(format!("{total}{ABSENT_IDS}"))?;
+    let total = (0..args.worker_num).map(absent).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+    if total.0 > 0 {
+        output::line(format!("{} of {}{ABSENT_IDS}", total.0, total.1))?;
     }
     Ok(())
 }

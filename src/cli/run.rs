@@ -343,8 +343,8 @@ fn job(
     if root {
         summarise(args, &summary, source.samples())?;
     }
-    if let Some(absent) = store.map(|s| s.stats().absent).filter(|&n| n > 0) {
-        output::line(format!("{absent}{ABSENT_IDS}"))?;
+    if let Some(stats) = store.map(|s| s.stats()).filter(|s| s.absent > 0) {
+        output::line(format!("{} of {}{ABSENT_IDS}", stats.absent, stats.ids))?;
     }
     Ok(())
 }

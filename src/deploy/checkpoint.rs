@@ -1,11 +1,16 @@
-//! Parameter-server checkpoints: `TABLE/part-SERVER-SHARD.gz`, text lines
-//! `id slot unseen delta show click w0 [optimizer] w1 … [optimizer]`, as keyed tables.
+//! Parameter-server checkpoints. Sparse: `TABLE/part-SERVER-SHARD.gz`, a line per id (see `rows`), as keyed tables. Dense:
+//! `TABLE/part-SERVER.gz`, a line per number, all parameters in a row.
+
+mod rows;
+
+pub use rows::{Accessor, Optimizer};
 
 use super::{DeployError, dir_error};
 use flate2::read::MultiGzDecoder;
+use rows::Reader;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// Rows by key.
@@ -19,14 +24,24 @@ pub struct KeyedRows {
     pub columns: usize,
 }
 
-/// Fields of a line before the vector: id, slot, unseen days, delta score, show, click.
-const HEAD: usize = 6;
-
 /// The sparse tables of a checkpoint: the number of each with its parts, in order.
 ///
 /// # Errors
 /// A directory that cannot be read.
 pub fn sparse_tables(checkpoint: &Path) -> Result<BTreeMap<u64, Vec<PathBuf>>, DeployError> {
+    tables(checkpoint, 2)
+}
+
+/// The dense tables of a checkpoint: the number of each with its parts, in order.
+///
+/// # Errors
+/// A directory that cannot be read.
+pub fn dense_tables(checkpoint: &Path) -> Result<BTreeMap<u64, Vec<PathBuf>>, DeployError> {
+    tables(checkpoint, 1)
+}
+
+/// Tables whose parts have so many numbers in their names: dense parts have one, sparse ones two.
+fn tables(checkpoint: &Path, numbers: usize) -> Result<BTreeMap<u64, Vec<PathBuf>>, DeployError> {
     let mut tables = BTreeMap::new();
     let list = |dir: &Path| -> Result<Vec<PathBuf>, DeployError> {
         let mut paths: Vec<_> = fs::read_dir(dir).map_err(|e| dir_error(dir, e))?.flatten().map(|e| e.path()).collect();
@@ -36,95 +51,121 @@ pub fn sparse_tables(checkpoint: &Path) -> Result<BTreeMap<u64, Vec<PathBuf>>, D
     for dir in list(checkpoint)? {
         let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let (Ok(id), true) = (name.parse::<u64>(), dir.is_dir()) else { continue };
-        let is_part = |p: &PathBuf| {
-            let name = p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-            let stem = name.strip_suffix(".gz").unwrap_or(&name);
-            // Dense parts have one number, sparse ones two.
-            stem.strip_prefix("part-").is_some_and(|n| n.split('-').count() == 2 && n.bytes().all(|b| b.is_ascii_digit() || b == b'-'))
-        };
-        let parts: Vec<PathBuf> = list(&dir)?.into_iter().filter(is_part).collect();
+        let mut parts: Vec<(Vec<u64>, PathBuf)> = Vec::new();
+        for path in list(&dir)? {
+            if let Some(at) = numbers_of(&path).filter(|n| n.len() == numbers) {
+                parts.push((at, path));
+            }
+        }
+        parts.sort();
+        if let Some(pair) = parts.windows(2).find(|w| w[0].0 == w[1].0) {
+            let (a, b) = (pair[0].1.display(), pair[1].1.display());
+            return Err(dir_error(&dir, format!("{a} and {b} are the same part")));
+        }
         if !parts.is_empty() {
-            tables.insert(id, parts);
+            tables.insert(id, parts.into_iter().map(|p| p.1).collect());
         }
     }
     Ok(tables)
 }
 
-/// Reads the parts of a table with rows of `columns`.
+/// The numbers in the name of a part.
+fn numbers_of(path: &Path) -> Option<Vec<u64>> {
+    let name = path.file_name()?.to_str()?;
+    let stem = name.strip_suffix(".gz").unwrap_or(name).strip_prefix("part-")?;
+    stem.split('-').map(|n| n.parse().ok().filter(|_| n.bytes().all(|b| b.is_ascii_digit()))).collect()
+}
+
+/// Calls `f` with each line of a part that is not blank and its number.
+fn lines(part: &Path, f: &mut dyn FnMut(usize, &str) -> Result<(), String>) -> Result<(), DeployError> {
+    let file = File::open(part).map_err(|e| dir_error(part, e))?;
+    if file.metadata().is_ok_and(|m| m.len() == 0) {
+        return Ok(());
+    }
+    let mut text: Box<dyn BufRead> = match part.extension() {
+        Some(e) if e == "gz" => Box::new(BufReader::new(MultiGzDecoder::new(file))),
+        _ => Box::new(BufReader::new(file)),
+    };
+    let mut line = String::new();
+    for n in 1.. {
+        line.clear();
+        let at = |e: &dyn std::fmt::Display| dir_error(part, format!("line {n}: {e}"));
+        // A line that is none would be read without an end.
+        match text.by_ref().take(LONGEST).read_line(&mut line) {
+            Ok(0) => break,
+            Ok(k) if k as u64 == LONGEST => return Err(at(&format!("it is longer than {LONGEST} bytes"))),
+            Ok(_) => {}
+            Err(e) => return Err(at(&e)),
+        }
+        if !line.trim().is_empty() {
+            f(n, &line).map_err(|e| at(&e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a line.
+const LONGEST: u64 = 16 << 20;
+
+/// Reads the parts of a table with rows of `columns`. What optimizer trained it follows from the number of fields, where
+/// that says it.
 ///
 /// # Errors
 /// Parts that cannot be read, lines that are none of such a table, keys that come twice.
-pub fn read_sparse(parts: &[PathBuf], columns: usize) -> Result<KeyedRows, DeployError> {
-    let mut rows: Vec<(u64, Vec<f32>)> = Vec::new();
-    for part in parts {
-        let file = File::open(part).map_err(|e| dir_error(part, e))?;
-        let text: Box<dyn BufRead> = match part.extension() {
-            Some(e) if e == "gz" => Box::new(BufReader::new(MultiGzDecoder::new(file))),
-            _ => Box::new(BufReader::new(file)),
-        };
-        for (n, line) in text.lines().enumerate() {
-            let line = line.map_err(|e| dir_error(part, format!("line {}: {e}", n + 1)))?;
-            if !line.trim().is_empty() {
-                rows.push(parse_line(&line, columns).map_err(|e| dir_error(part, format!("line {}: {e}", n + 1)))?);
-            }
-        }
+pub fn read_sparse(parts: &[PathBuf], columns: usize, accessor: Accessor, optimizer: Option<Optimizer>) -> Result<KeyedRows, DeployError> {
+    let mut counts = BTreeMap::new();
+    for (p, part) in parts.iter().enumerate() {
+        lines(part, &mut |n, line| {
+            counts.entry(line.split_ascii_whitespace().count()).or_insert((p, n));
+            Ok(())
+        })?;
     }
-    rows.sort_by_key(|r| r.0);
-    if let Some(w) = rows.windows(2).find(|w| w[0].0 == w[1].0) {
-        let dir = parts.first().and_then(|p| p.parent()).unwrap_or(Path::new("."));
-        return Err(dir_error(dir, format!("id {} is in its parts twice", w[0].0)));
+    let dir = parts.first().and_then(|p| p.parent()).unwrap_or(Path::new("."));
+    let found: Vec<usize> = counts.keys().copied().collect();
+    let reader = Reader::of(&found, columns, accessor, optimizer).map_err(|(count, detail)| match counts.get(&count) {
+        Some(&(p, n)) => dir_error(&parts[p], format!("line {n}: {detail}")),
+        None => dir_error(dir, detail),
+    })?;
+    let mut rows: Vec<(u64, u32, u32, Vec<f32>)> = Vec::new();
+    for (p, part) in parts.iter().enumerate() {
+        lines(part, &mut |n, line| {
+            let (key, row) = reader.row(line)?;
+            rows.push((key, p as u32, n as u32, row));
+            Ok(())
+        })?;
+    }
+    rows.sort_by_key(|r| (r.0, r.1, r.2));
+    if let Some([a, b]) = rows.windows(2).find(|w| w[0].0 == w[1].0).and_then(|w| <&[_; 2]>::try_from(w).ok()) {
+        let place = |r: &(u64, u32, u32, Vec<f32>)| format!("{} line {}", parts[r.1 as usize].display(), r.2);
+        return Err(dir_error(dir, format!("id {} is there twice: {} and {}", a.0, place(a), place(b))));
     }
     let mut out = KeyedRows { columns, ..KeyedRows::default() };
-    for (key, row) in rows {
+    for (key, _, _, row) in rows {
         out.keys.push(key);
         out.values.extend(row);
     }
     Ok(out)
 }
 
-/// A line's key and vector. How many numbers an optimizer keeps follows from the number of fields.
-fn parse_line(line: &str, columns: usize) -> Result<(u64, Vec<f32>), String> {
-    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    let key = fields[0].parse::<u64>().map_err(|_| format!("id {:?} is no number of 64 bits", fields[0]))?;
-    let number = |at: usize| -> Result<f32, String> {
-        let text = fields.get(at).ok_or_else(|| format!("expected a row of {columns}, found {} fields", fields.len()))?;
-        text.parse::<f32>().map_err(|_| format!("{text:?} is no number"))
-    };
-    let mut row = vec![number(HEAD)?];
-    let rest = columns.saturating_sub(1);
-    if fields.len() <= HEAD + 1 + 4 && fields.len() < HEAD + 1 + rest {
-        // Too few shows: the rest of the vector does not exist yet.
-        row.resize(columns, 0.0);
-        return Ok((key, row));
+/// Reads the parts of a dense table: the first number of each line, for an optimizer's follow it.
+///
+/// # Errors
+/// Parts that cannot be read, lines that hold no numbers, or another number of them than the first.
+pub fn read_dense(parts: &[PathBuf]) -> Result<Vec<f32>, DeployError> {
+    let (mut out, mut width) = (Vec::new(), None);
+    for part in parts {
+        lines(part, &mut |_, line| {
+            let mut values = Vec::new();
+            for text in line.split_ascii_whitespace() {
+                values.push(text.parse::<f32>().map_err(|_| format!("{text:?} is no number"))?);
+            }
+            let expected = *width.get_or_insert(values.len());
+            if values.len() != expected {
+                return Err(format!("expected {expected} numbers as in the first line, found {}", values.len()));
+            }
+            out.push(values[0]);
+            Ok(())
+        })?;
     }
-    let extra = fields.len().checked_sub(HEAD + 1 + rest);
-    let before = match extra {
-        Some(0) => 0,
-        // AdaGrad: a sum per part, or per element.
-        Some(2) => 1,
-        Some(n) if n == 1 + rest => 1,
-        // Adam: two moments and two powers, of the part that is one element first.
-        Some(n) if n == 4 + 2 * rest + 2 => 4,
-        Some(8) => 4,
-        _ => return Err(format!("expected a row of {columns} and an optimizer's numbers, found {} fields", fields.len())),
-    };
-    for i in 0..rest {
-        row.push(number(HEAD + 1 + before + i)?);
-    }
-    Ok((key, row))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_vector_is_found_between_the_optimizers_numbers() {
-        let row = Ok((7, vec![0.5, 1.0, 2.0, 3.0, 4.0]));
-        assert_eq!(parse_line("7 0 0 1 1 0 0.5 1 2 3 4", 5), row);
-        assert_eq!(parse_line("7 0 0 1 1 0 0.5 9 1 2 3 4 9", 5), row);
-        assert_eq!(parse_line("7 0 0 1 1 0 0.5 9 9 9 9 1 2 3 4 9 9 9 9 9 9 9 9 9 9", 5), row);
-        assert!(parse_line("7 0 0 1 1 0 0.5 1 2 3 4 5 6 7", 5).unwrap_err().contains("found 14 fields"));
-        assert_eq!(parse_line("18446744073709551615 0 0 1 1 0 1", 1), Ok((u64::MAX, vec![1.0])));
-    }
+    Ok(out)
 }

@@ -6,7 +6,7 @@ mod reshard;
 mod rewrite;
 mod staging;
 
-pub use checkpoint::{KeyedRows, read_sparse, sparse_tables};
+pub use checkpoint::{Accessor, KeyedRows, Optimizer, dense_tables, read_dense, read_sparse, sparse_tables};
 pub use merge::{merge, merge_narrowed};
 pub use reshard::{Moved, ReshardOptions, Resharded, plan_again, reshard};
 pub use rewrite::{Outcome, RewriteOptions, Survey, rewrite, survey};

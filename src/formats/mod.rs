@@ -65,10 +65,17 @@ fn foreign(bytes: &Bytes) -> Option<&'static str> {
         return Some("the file is empty");
     }
     if head.starts_with(b"\x80") && head.get(1).is_some_and(|v| (2..=5).contains(v)) {
-        return Some("this is a Python pickle, which can run code when it is read; export the model to ONNX instead");
+        return Some(
+            "this is a Python pickle (torch.save, or PaddlePaddle's .pdparams and .pdopt), which can run code when it is read; \
+             export the model to ONNX, or save it as a program (paddle.jit.save, paddle.static.save_inference_model)",
+        );
     }
     if head.starts_with(b"PK\x03\x04") {
         return Some("this is a zip archive (a PyTorch checkpoint?); export the model to ONNX instead");
+    }
+    // A record: version 0, no LoD, tensor version 0, the length of its header, the header's first field.
+    if head.len() > 20 && head[..16].iter().all(|&b| b == 0) && head[16] < 128 && head[17..20] == [0; 3] && head[20] == 8 {
+        return Some("this is a PaddlePaddle parameter file; name the program it belongs to (.pdmodel or __model__)");
     }
     match text {
         Some(t) if t.starts_with('{') && t.contains("\"pir\"") => {

@@ -1,6 +1,7 @@
 //! Programs of PaddlePaddle: `.pdmodel` with `.pdiparams`, a model directory, `__model__` with one file per variable. They
 //! are translated into ONNX ops, one construct at a time; what has no translation is carried as `paddle::NAME`.
 
+mod build;
 mod ops;
 mod params;
 mod program;
@@ -14,6 +15,7 @@ use crate::tensor::map_file;
 use bytes::Bytes;
 use prost::Message;
 use proto::ProgramDesc;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -22,6 +24,60 @@ pub fn program(bytes: &Bytes) -> Option<ProgramDesc> {
     // ONNX has a number in field 1, a program its first block.
     let program = bytes.starts_with(b"\x0a").then(|| ProgramDesc::decode(bytes.clone()).ok())??;
     program.blocks.first().is_some_and(|b| b.idx.is_some() && b.parent_idx.is_some()).then_some(program)
+}
+
+/// What a program says of itself, before it is translated.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The PaddlePaddle that wrote it; "unknown" where the file does not say.
+    pub version: String,
+    /// Blocks.
+    pub blocks: usize,
+    /// Its ops by type.
+    pub ops: BTreeMap<String, usize>,
+    /// The versions that the file states of the ops it has.
+    pub op_versions: BTreeMap<String, i32>,
+}
+
+impl Facts {
+    /// The name of the format, with the version.
+    pub fn format(&self) -> String {
+        format!(
+            "PaddlePaddle program ({})",
+            if self.version == "unknown" { "version unknown".to_owned() } else { format!("version {}", self.version) }
+        )
+    }
+}
+
+/// What the program at a file or in a directory says of itself; none where it is another format.
+pub fn facts(path: &Path) -> Option<Facts> {
+    let path = if path.is_dir() { in_directory(path).ok()? } else { path.to_owned() };
+    let bytes = map_file(&File::open(path).ok()?).ok()?;
+    Some(facts_of(&program(&bytes)?))
+}
+
+fn facts_of(program: &ProgramDesc) -> Facts {
+    let mut ops = BTreeMap::new();
+    for op in program.blocks.iter().flat_map(|b| &b.ops) {
+        *ops.entry(op.r#type().to_owned()).or_default() += 1;
+    }
+    let version = match program.version.as_ref().and_then(|v| v.version).filter(|&v| v > 0) {
+        Some(v) => format!("{}.{}.{}", v / 1_000_000, v / 1000 % 1000, v % 1000),
+        None => "unknown".into(),
+    };
+    let stated = program.op_version_map.iter().flat_map(|m| &m.pairs);
+    let stated = stated
+        .filter(|p| ops.contains_key(p.op_name()))
+        .map(|p| (p.op_name().to_owned(), p.op_version.as_ref().map_or(0, |v| v.version())));
+    let op_versions = stated.collect();
+    Facts { version, blocks: program.blocks.len(), ops, op_versions }
+}
+
+/// The ops that have a translation, in the order of their names.
+pub fn translated_ops() -> Vec<&'static str> {
+    let mut names: Vec<_> = ops::names().collect();
+    names.sort_unstable();
+    names
 }
 
 /// Loads a program that is in the file `path` with the parameters beside it.
@@ -41,10 +97,12 @@ pub fn load(path: &Path, program: &ProgramDesc, absent: &dyn Fn(&str) -> bool) -
         }
         e
     })?;
-    program::translate(program, params).map_err(|faults| {
+    let mut model = program::translate(program, params).map_err(|faults| {
         let mut faults = faults.into_iter();
         LoadError { path: path.to_owned(), detail: faults.next().unwrap_or_default(), more: faults.collect() }
-    })
+    })?;
+    model.metadata.push(("source".into(), facts_of(program).format()));
+    Ok(model)
 }
 
 /// The tables that lookups of a program name as distributed.
@@ -65,12 +123,37 @@ pub fn distributed_tables(program: &ProgramDesc) -> Vec<String> {
 pub fn lookup_tables(program: &ProgramDesc) -> Vec<String> {
     let ops = program.blocks.iter().flat_map(|b| &b.ops);
     let mut names: Vec<String> = ops
-        .filter(|op| matches!(op.r#type(), "lookup_table" | "lookup_table_v2" | "distributed_lookup_table"))
+        .filter(|op| matches!(op.r#type(), "lookup_table" | "lookup_table_v2" | "distributed_lookup_table" | "fused_embedding_seq_pool"))
         .flat_map(|op| op.ins("W").iter().cloned())
         .collect();
     names.sort();
     names.dedup();
     names
+}
+
+/// The parameters of the program at a file or in a directory but the tables that lookups read, in the order of their names.
+///
+/// # Errors
+/// A file that is no program.
+pub fn dense_names(path: &Path) -> Result<Vec<String>, LoadError> {
+    let (_, program) = read(path)?;
+    let tables = lookup_tables(&program);
+    let vars = program.blocks.iter().flat_map(|b| &b.vars).filter(|v| v.is_stored());
+    let mut names: Vec<String> = vars.map(|v| v.name().to_owned()).filter(|n| !tables.contains(n)).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+fn read(path: &Path) -> Result<(PathBuf, ProgramDesc), LoadError> {
+    let path = if path.is_dir() { in_directory(path)? } else { path.to_owned() };
+    let file = File::open(&path).map_err(|e| fault(&path, e))?;
+    let bytes = map_file(&file).map_err(|e| fault(&path, e))?;
+    if let Some(other) = super::foreign(&bytes) {
+        return Err(fault(&path, other));
+    }
+    let program = program(&bytes).ok_or_else(|| fault(&path, "not a PaddlePaddle program"))?;
+    Ok((path, program))
 }
 
 fn place(path: &Path) -> Place {
@@ -109,9 +192,6 @@ pub fn in_directory(dir: &Path) -> Result<PathBuf, LoadError> {
 /// # Errors
 /// A file that is no program, and as [`load`].
 pub fn open(path: &Path, absent: &dyn Fn(&ProgramDesc, &str) -> bool) -> Result<Model, LoadError> {
-    let path = if path.is_dir() { in_directory(path)? } else { path.to_owned() };
-    let file = File::open(&path).map_err(|e| fault(&path, e))?;
-    let bytes = map_file(&file).map_err(|e| fault(&path, e))?;
-    let program = program(&bytes).ok_or_else(|| fault(&path, "not a PaddlePaddle program"))?;
+    let (path, program) = read(path)?;
     load(&path, &program, &|name| absent(&program, name))
 }

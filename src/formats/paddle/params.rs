@@ -30,8 +30,16 @@ pub fn read(place: &Place, vars: &[&VarDesc], absent: &dyn Fn(&str) -> bool) -> 
     let mut out = Vec::new();
     let mut keep = |var: &VarDesc, tensor: Tensor| out.push((var.name().to_owned(), Kind::Param(Constant::from(tensor))));
     let root = match place {
+        // Paddle writes no file for a program without parameters.
+        Place::Combined(path) if stored.is_empty() && !path.exists() => path,
+        Place::Combined(path) if !path.exists() && stored.iter().all(|v| absent(v.name())) => {
+            for &var in &stored {
+                keep(var, stand_in(var).map_err(|e| fault(path, e))?);
+            }
+            path
+        }
         Place::Combined(path) => {
-            let mut rest = map(path).map_err(|e| fault(path, e))?;
+            let mut rest = map(path).map_err(|e| missing(path, e, stored.iter().find(|v| !absent(v.name()))))?;
             for &var in &stored {
                 if rest.is_empty() && absent(var.name()) {
                     keep(var, stand_in(var).map_err(|e| fault(path, e))?);
@@ -60,6 +68,20 @@ pub fn read(place: &Place, vars: &[&VarDesc], absent: &dyn Fn(&str) -> bool) -> 
     }
     let detail = faults.remove(0);
     Err(LoadError { path: root.clone(), detail, more: faults })
+}
+
+fn missing(path: &Path, error: std::io::Error, first: Option<&&VarDesc>) -> LoadError {
+    match first {
+        Some(var) if error.kind() == std::io::ErrorKind::NotFound => {
+            let pickle = path.with_extension("pdparams");
+            let hint = match pickle.file_name().filter(|_| pickle.exists()) {
+                Some(name) => format!("; {} is a pickle: save the program by paddle.static.save_inference_model", name.to_string_lossy()),
+                None => String::new(),
+            };
+            fault(path, format!("the file with the program's parameters, such as \"{}\", is missing{hint}", var.name()))
+        }
+        _ => fault(path, error),
+    }
 }
 
 fn map(path: &Path) -> std::io::Result<Bytes> {

@@ -2,9 +2,9 @@
 //! interface. LoD is an input of offsets, `NAME.lod`, beside each input that has it.
 
 use super::ops;
-use super::proto::{BlockDesc, OpDesc, ProgramDesc, TensorDesc, VarDesc, dtype};
-use crate::ir::{Attr, Attrs, Constant, Dim, Graph, GraphError, Kind, Model, NodeParts, OpName, Output, Parts, Residue, Type};
-use crate::tensor::{DType, Tensor};
+use super::proto::{BlockDesc, OpDesc, ProgramDesc, VarDesc};
+use crate::ir::{Attr, Attrs, Dim, Graph, GraphError, Kind, Model, NodeParts, OpName, Output, Parts, Type};
+use crate::tensor::DType;
 use std::collections::{HashMap, HashSet};
 
 /// The ONNX operator set that programs are translated into.
@@ -12,16 +12,35 @@ const OPSET: i64 = 20;
 
 /// A program on its way into a graph.
 pub(super) struct Tx<'a> {
-    program: &'a ProgramDesc,
-    vars: HashMap<&'a str, &'a VarDesc>,
+    pub(super) program: &'a ProgramDesc,
+    pub(super) vars: HashMap<&'a str, &'a VarDesc>,
+    /// The variables that each block declares.
+    pub(super) own: Vec<HashSet<&'a str>>,
+    /// The block that is translated.
+    pub(super) block: usize,
+    /// The blocks that are bodies already.
+    bodies: HashSet<usize>,
     /// The value that each variable stands for now.
     pub(super) env: HashMap<String, String>,
     /// The offsets of values with LoD.
     pub(super) lod: HashMap<String, String>,
-    taken: HashSet<String>,
-    params: Vec<(String, Kind)>,
+    /// The dtypes of values whose variables declare another.
+    pub(super) real: HashMap<String, DType>,
+    /// Whether the op in hand has said what the offsets of its outputs are.
+    pub(super) lod_is_set: bool,
+    pub(super) taken: HashSet<String>,
+    /// The last number behind each name that is taken.
+    pub(super) next: HashMap<String, usize>,
+    /// The names that variables have given to values.
+    pub(super) defined: HashSet<String>,
+    /// How often ops are still to write each variable that is fetched: the last has its name.
+    pub(super) later: HashMap<String, usize>,
+    /// The variables that ops read.
+    pub(super) read: HashSet<&'a str>,
+    pub(super) params: Vec<(String, Kind)>,
     pub(super) nodes: Vec<NodeParts>,
-    domains: HashSet<&'static str>,
+    labels: HashSet<String>,
+    pub(super) domains: HashSet<&'static str>,
 }
 
 /// The model of a program with its parameters.
@@ -36,9 +55,25 @@ pub(super) fn translate(program: &ProgramDesc, params: Vec<(String, Kind)>) -> R
         env: params.iter().map(|(n, _)| (n.clone(), n.clone())).collect(),
         taken: vars.keys().map(|n| (*n).to_owned()).collect(),
         vars,
+        own: program.blocks.iter().map(|b| b.vars.iter().map(VarDesc::name).collect()).collect(),
+        block: 0,
+        bodies: HashSet::new(),
         lod: HashMap::new(),
+        real: HashMap::new(),
+        lod_is_set: false,
+        next: HashMap::new(),
+        defined: params.iter().map(|(n, _)| n.clone()).collect(),
+        later: HashMap::new(),
+        read: program
+            .blocks
+            .iter()
+            .flat_map(|b| &b.ops)
+            .flat_map(|op| op.inputs.iter().flat_map(|p| &p.arguments))
+            .map(String::as_str)
+            .collect(),
         params,
         nodes: Vec::new(),
+        labels: HashSet::new(),
         domains: HashSet::new(),
     };
     let mut inputs = Vec::new();
@@ -46,6 +81,7 @@ pub(super) fn translate(program: &ProgramDesc, params: Vec<(String, Kind)>) -> R
     for name in &feeds {
         inputs.push(Output::new(name, tx.type_of(name)));
         tx.env.insert(name.clone(), name.clone());
+        tx.defined.insert(name.clone());
         if tx.vars.get(name.as_str()).is_some_and(|v| v.lod_level() > 0) {
             let lod = tx.fresh(&format!("{name}.lod"));
             inputs.push(Output::new(&lod, Some(Type::tensor(DType::I64, [Dim::Unknown]))));
@@ -53,7 +89,11 @@ pub(super) fn translate(program: &ProgramDesc, params: Vec<(String, Kind)>) -> R
         }
     }
     let mut faults = Vec::new();
-    for op in needed(block, &fetches) {
+    let ops = needed(block, &fetches);
+    for name in ops.iter().flat_map(|op| op.outputs.iter().flat_map(|p| &p.arguments)).filter(|n| fetches.contains(n)) {
+        *tx.later.entry(name.clone()).or_default() += 1;
+    }
+    for op in ops {
         if let Err(e) = tx.op(op) {
             faults.push(format!("op {} of \"{}\": {e}", op.r#type(), first_output(op)));
         }
@@ -128,6 +168,8 @@ impl<'a> Tx<'a> {
     /// Translates one op, or carries it.
     fn op(&mut self, op: &'a OpDesc) -> Result<(), String> {
         let before = self.nodes.len();
+        let lod = op.inputs.iter().flat_map(|p| &p.arguments).find_map(|n| self.lod.get(n).cloned());
+        self.lod_is_set = false;
         match ops::find(op.r#type()) {
             Some(translate) => translate(self, op)?,
             None => self.carry(op)?,
@@ -136,11 +178,15 @@ impl<'a> Tx<'a> {
         let label = format!("{}/{}", op.r#type(), first_output(op));
         for (i, node) in self.nodes[before..].iter_mut().enumerate() {
             if node.name.is_empty() {
-                node.name = if i == 0 { label.clone() } else { format!("{label}/{i}") };
+                let (mut name, mut n) = (if i == 0 { label.clone() } else { format!("{label}/{i}") }, 0);
+                while !self.labels.insert(name.clone()) {
+                    n += 1;
+                    name = format!("{label}/{i}.{n}");
+                }
+                node.name = name;
             }
         }
-        let lod = op.inputs.iter().flat_map(|p| &p.arguments).find_map(|n| self.lod.get(n).cloned());
-        if let Some(lod) = lod {
+        if let (Some(lod), false) = (lod, self.lod_is_set) {
             for name in op.outputs.iter().flat_map(|p| &p.arguments) {
                 if self.vars.get(name.as_str()).is_some_and(|v| v.lod_level() > 0) {
                     self.lod.insert(name.clone(), lod.clone());
@@ -177,169 +223,32 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    fn push(&mut self, op: OpName, inputs: Vec<String>, outputs: Vec<String>, attrs: Attrs) {
-        self.nodes.push(NodeParts { name: String::new(), op, inputs, outputs, attrs, residue: Residue::default() });
-    }
-
-    /// A name that no value has.
-    pub(super) fn fresh(&mut self, hint: &str) -> String {
-        let mut name = hint.to_owned();
-        let mut n = 0;
-        while !self.taken.insert(name.clone()) {
-            n += 1;
-            name = format!("{hint}.{n}");
-        }
-        name
-    }
-
-    /// A new value for a variable: under the variable's name the first time, under a fresh one when it is written again.
-    pub(super) fn define(&mut self, var: &str) -> String {
-        let used = self.env.values().any(|v| v == var) || self.nodes.iter().any(|n| n.outputs.iter().any(|o| o == var));
-        let name = if used || !self.vars.contains_key(var) { self.fresh(var) } else { var.to_owned() };
-        self.env.insert(var.to_owned(), name.clone());
-        name
-    }
-
-    /// The value of a variable.
-    pub(super) fn value(&self, var: &str) -> Result<String, String> {
-        self.env.get(var).cloned().ok_or_else(|| format!("variable \"{var}\" is read before anything makes it"))
-    }
-
-    /// The value of the one variable of an input parameter.
-    pub(super) fn input(&self, op: &OpDesc, parameter: &str) -> Result<String, String> {
-        match op.ins(parameter) {
-            [one] => self.value(one),
-            other => Err(format!("expected one variable as {parameter}, found {}", other.len())),
-        }
-    }
-
-    /// The value of an input parameter that may be left out.
-    pub(super) fn opt(&self, op: &OpDesc, parameter: &str) -> Result<Option<String>, String> {
-        op.ins(parameter).first().map(|v| self.value(v)).transpose()
-    }
-
-    /// The values of all variables of an input parameter.
-    pub(super) fn inputs(&self, op: &OpDesc, parameter: &str) -> Result<Vec<String>, String> {
-        op.ins(parameter).iter().map(|v| self.value(v)).collect()
-    }
-
-    /// Adds a node of ONNX's; gives the name of its one output.
-    pub(super) fn node(&mut self, op: &str, inputs: &[&str], attrs: Attrs) -> String {
-        let out = self.fresh(&format!("{}#", inputs.iter().find(|i| !i.is_empty()).unwrap_or(&op)));
-        self.push(OpName::onnx(op), owned(inputs), vec![out.clone()], attrs);
-        out
-    }
-
-    /// Adds the node of ONNX's that makes an output parameter of `of`.
-    pub(super) fn out(&mut self, of: &OpDesc, parameter: &str, op: &str, inputs: &[&str], attrs: Attrs) -> Result<(), String> {
-        self.outs(of, &[parameter], OpName::onnx(op), inputs, attrs)
-    }
-
-    /// Adds the node that makes several outputs, one of each parameter; a parameter without a variable is left out.
-    pub(super) fn outs(&mut self, of: &OpDesc, parameters: &[&str], op: OpName, inputs: &[&str], attrs: Attrs) -> Result<(), String> {
-        let mut names = Vec::new();
-        for p in parameters {
-            names.push(match of.outs(p).first() {
-                Some(var) => self.define(var),
-                None => String::new(),
-            });
-        }
-        if !op.domain.is_empty() {
-            self.domains.insert("graphtool");
-        }
-        self.push(op, owned(inputs), names, attrs);
-        Ok(())
-    }
-
-    /// Adds the node that makes all variables of an output parameter.
-    pub(super) fn out_all(&mut self, of: &OpDesc, parameter: &str, op: &str, inputs: &[&str], attrs: Attrs) {
-        let names = of.outs(parameter).iter().map(|v| self.define(v)).collect();
-        self.push(OpName::onnx(op), owned(inputs), names, attrs);
-    }
-
-    /// A constant.
-    pub(super) fn constant(&mut self, hint: &str, tensor: Tensor) -> String {
-        let name = self.fresh(hint);
-        self.params.push((name.clone(), Kind::Param(Constant::from(tensor))));
-        name
-    }
-
-    /// Integers as a constant vector.
-    pub(super) fn ints(&mut self, values: &[i64]) -> String {
-        self.constant("ints", Tensor::vector(values.to_vec()))
-    }
-
-    /// A number as a scalar constant of a dtype.
-    pub(super) fn number(&mut self, dtype: DType, value: f64) -> Result<String, String> {
-        let scalar = if value.fract() == 0.0 && dtype.is_int() { Tensor::scalar(value as i64) } else { Tensor::scalar(value) };
-        let tensor = crate::tensor::cast(&scalar, dtype).map_err(|e| e.to_string())?;
-        Ok(self.constant("number", tensor))
-    }
-
-    pub(super) fn cast(&mut self, value: &str, to: DType) -> String {
-        self.node("Cast", &[value], Attrs::new().with("to", i64::from(to.to_onnx())))
-    }
-
-    fn tensor_of(&self, var: &str) -> Option<&'a TensorDesc> {
-        self.vars.get(var)?.tensor()
-    }
-
-    /// The dims that a variable declares; −1 where one is open.
-    pub(super) fn dims(&self, var: &str) -> Result<&'a [i64], String> {
-        self.tensor_of(var).map(|t| t.dims.as_slice()).ok_or_else(|| format!("variable \"{var}\" states no shape"))
-    }
-
-    /// The dims of the first variable of an input parameter.
-    pub(super) fn dims_in(&self, op: &OpDesc, parameter: &str) -> Result<&'a [i64], String> {
-        self.dims(op.ins(parameter).first().map_or("", String::as_str))
-    }
-
-    /// The dtype that a variable declares.
-    pub(super) fn dtype_in(&self, op: &OpDesc, parameter: &str) -> Result<DType, String> {
-        let var = op.ins(parameter).first().map_or("", String::as_str);
-        self.dtype(var)
-    }
-
-    pub(super) fn dtype(&self, var: &str) -> Result<DType, String> {
-        let t = self.tensor_of(var).ok_or_else(|| format!("variable \"{var}\" states no dtype"))?;
-        dtype(t.data_type()).ok_or_else(|| format!("variable \"{var}\": dtype {} does not exist", t.data_type()))
-    }
-
-    fn type_of(&self, var: &str) -> Option<Type> {
-        let dims = self.tensor_of(var)?.dims.iter().map(|&d| usize::try_from(d).map_or(Dim::Unknown, Dim::Known));
-        Some(Type::tensor(self.dtype(var).ok()?, dims))
-    }
-
-    /// The block that an attribute names.
-    pub(super) fn block(&self, op: &OpDesc) -> Result<&'a BlockDesc, String> {
-        let index = op.int("sub_block", -1);
-        let block = usize::try_from(index).ok().and_then(|i| self.program.blocks.get(i));
-        block.filter(|b| b.idx() > 0).ok_or_else(|| format!("block {index} does not exist"))
-    }
-
     /// Translates a block into a body. `inputs` are its own inputs, and `results` gives its outputs once its ops are there.
     pub(super) fn body(
         &mut self,
         name: &str,
         inputs: Vec<Output>,
-        ops: &'a [OpDesc],
+        block: Option<&'a BlockDesc>,
         results: impl FnOnce(&mut Self) -> Result<Vec<String>, String>,
     ) -> Result<Graph, String> {
+        let outer = self.block;
+        let index = block.and_then(|b| usize::try_from(b.idx()).ok());
+        if let Some(index) = index.filter(|&i| !self.bodies.insert(i)) {
+            return Err(format!("block {index} is the body of an op already"));
+        }
         let around = std::mem::take(&mut self.nodes);
+        self.block = index.unwrap_or(usize::MAX);
         let run = || -> Result<Vec<String>, String> {
-            for op in ops {
+            for op in block.map_or(&[][..], |b| &b.ops) {
                 self.op(op).map_err(|e| format!("op {} of \"{}\": {e}", op.r#type(), first_output(op)))?;
             }
             results(self)
         };
         let results = run();
+        self.block = outer;
         let nodes = std::mem::replace(&mut self.nodes, around);
         let outputs = results?.into_iter().map(|n| Output::new(n, None)).collect();
         let parts = Parts { name: name.into(), inputs, nodes, outputs, ..Parts::default() };
         Graph::from_parts(parts, true).map_err(|e| e.first().map(ToString::to_string).unwrap_or_default())
     }
-}
-
-fn owned(names: &[&str]) -> Vec<String> {
-    names.iter().map(|n| (*n).to_owned()).collect()
 }

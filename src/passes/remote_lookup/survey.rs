@@ -104,6 +104,7 @@ impl<'t> Survey<'t> {
     /// Counts lookups of tables that were made of constants, and could not be computed.
     fn computed(&mut self, site: &Site) {
         let node = site.graph.node(site.id);
+        let before = self.lookups.len();
         for v in looked_up(site.graph, site.id) {
             let of = base(site.graph, site.scope, v);
             let (graph, of) = match site.graph.node(of.node).kind {
@@ -118,6 +119,16 @@ impl<'t> Survey<'t> {
                 let op = node.op().map(ToString::to_string).unwrap_or_default();
                 self.lookups.push(Lookup { node: node.label().to_owned(), op, table, key: None, reason: Some(why.clone()) });
             }
+        }
+        // An op that is nothing but a lookup is one even where its table is computed from inputs.
+        let own = node.op().filter(|op| &*op.domain == crate::ops::remote::DOMAIN && &*op.name == "Lookup");
+        if let (true, Some(op), Some(table)) = (self.lookups.len() == before, own, node.input(0))
+            && source(site.graph, site.scope, table).is_none()
+        {
+            let maker = site.graph.node(table.node);
+            let by = maker.op().map_or(String::new(), |op| format!(" by {} \"{}\"", op.name, maker.label()));
+            let (node, op, table) = (node.label().to_owned(), op.to_string(), site.graph.name_of(table).to_owned());
+            self.lookups.push(Lookup { node, op, table, key: None, reason: Some(format!("it is computed{by}")) });
         }
     }
 

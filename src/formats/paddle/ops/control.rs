@@ -1,6 +1,6 @@
 //! Conditions and loops: blocks become bodies of `If` and `Loop`.
 
-use super::{Done, Translate, Tx};
+use super::{Done, Translate, Tx, array};
 use crate::formats::paddle::proto::{BlockDesc, OpDesc};
 use crate::ir::{Attr, Attrs, Dim, Graph, Output, Type};
 use crate::tensor::{DType, Tensor};
@@ -16,13 +16,13 @@ fn written(block: &BlockDesc, outside: impl Fn(&str) -> bool) -> Vec<&str> {
     all.filter(|n| outside(n) && seen.insert(*n)).collect()
 }
 
-fn scalar_bool(tx: &mut Tx, value: &str) -> String {
+pub(super) fn scalar_bool(tx: &mut Tx, value: &str) -> String {
     let scalar = tx.constant("scalar", Tensor::vector(Vec::<i64>::new()));
     tx.node("Reshape", &[value, &scalar], Attrs::new())
 }
 
 /// `If` over two bodies that make the values of `vars`.
-fn branch(tx: &mut Tx, cond: &str, bodies: [Graph; 2], vars: &[String]) -> Done {
+pub(super) fn branch(tx: &mut Tx, cond: &str, bodies: [Graph; 2], vars: &[String]) -> Done {
     let [then, other] = bodies;
     let mut attrs = Attrs::new();
     attrs.set("then_branch", Attr::Graph(Box::new(then)));
@@ -46,9 +46,9 @@ fn conditional<'a>(tx: &mut Tx<'a>, op: &'a OpDesc) -> Done {
     let cond = scalar_bool(tx, &cond);
     let vars: Vec<String> = op.outs("Out").to_vec();
     let before = tx.env.clone();
-    let then = tx.body("then", Vec::new(), &block.ops, |tx| vars.iter().map(|v| result(tx, v)).collect())?;
+    let then = tx.body("then", Vec::new(), Some(block), |tx| vars.iter().map(|v| result(tx, v)).collect())?;
     tx.env = before;
-    let other = tx.body("else", Vec::new(), &[], |tx| vars.iter().map(|v| result(tx, v)).collect())?;
+    let other = tx.body("else", Vec::new(), None, |tx| vars.iter().map(|v| result(tx, v)).collect())?;
     branch(tx, &cond, [then, other], &vars)
 }
 
@@ -70,8 +70,8 @@ fn select(tx: &mut Tx, op: &OpDesc) -> Done {
     let mask = tx.input(op, "Mask")?;
     let mask = tx.cast(&mask, DType::Bool);
     let mask = scalar_bool(tx, &mask);
-    let then = tx.body("then", Vec::new(), &[], |tx| Ok(vec![tx.node("Identity", &[&second], Attrs::new())]))?;
-    let other = tx.body("else", Vec::new(), &[], |tx| Ok(vec![tx.node("Identity", &[&first], Attrs::new())]))?;
+    let then = tx.body("then", Vec::new(), None, |tx| Ok(vec![tx.node("Identity", &[&second], Attrs::new())]))?;
+    let other = tx.body("else", Vec::new(), None, |tx| Ok(vec![tx.node("Identity", &[&first], Attrs::new())]))?;
     branch(tx, &mask, [then, other], op.outs("Out"))
 }
 
@@ -81,6 +81,13 @@ fn while_loop<'a>(tx: &mut Tx<'a>, op: &'a OpDesc) -> Done {
     let cond_var = op.ins("Condition").first().ok_or("it has no Condition")?.clone();
     let cond = tx.input(op, "Condition")?;
     let start = scalar_bool(tx, &cond);
+    // A list that the block begins is empty before it.
+    for var in written(block, |n| op.outs("Out").iter().any(|o| o == n)) {
+        if !tx.env.contains_key(var) && tx.is_array(var) {
+            let dtype = array::written_dtype(tx, block, var)?;
+            array::empty(tx, var, dtype);
+        }
+    }
     let before = tx.env.clone();
     let vars: Vec<String> = written(block, |n| before.contains_key(n)).into_iter().filter(|n| *n != cond_var).map(str::to_owned).collect();
     let initial: Vec<String> = vars.iter().map(|v| tx.value(v)).collect::<Result<_, _>>()?;
@@ -88,11 +95,15 @@ fn while_loop<'a>(tx: &mut Tx<'a>, op: &'a OpDesc) -> Done {
     inputs.push(Output::new(tx.fresh("running"), Some(Type::tensor(DType::Bool, []))));
     for v in &vars {
         let name = tx.fresh(&format!("{v}.in"));
-        let dims = tx.dims(v)?.iter().map(|_| Dim::Unknown);
-        inputs.push(Output::new(&name, Some(Type::tensor(tx.dtype(v)?, dims))));
+        let ty = if tx.is_array(v) {
+            Type::Sequence(Box::new(Type::Tensor { dtype: Some(array::written_dtype(tx, block, v)?), shape: None }))
+        } else {
+            Type::tensor(tx.dtype(v)?, tx.dims(v)?.iter().map(|_| Dim::Unknown))
+        };
+        inputs.push(Output::new(&name, Some(ty)));
         tx.env.insert(v.clone(), name);
     }
-    let body = tx.body("body", inputs, &block.ops, |tx| {
+    let body = tx.body("body", inputs, Some(block), |tx| {
         let cond = tx.value(&cond_var)?;
         let cond = scalar_bool(tx, &cond);
         std::iter::once(Ok(cond)).chain(vars.iter().map(|v| result(tx, v))).collect()

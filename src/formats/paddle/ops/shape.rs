@@ -12,6 +12,7 @@ pub(super) const OPS: &[(&str, Translate)] = &[
     ("cast", to_dtype),
     ("concat", concat),
     ("expand", expand_times),
+    ("expand_as", repeat_as),
     ("expand_as_v2", expand_as),
     ("expand_v2", expand),
     ("fill_any_like", fill_like),
@@ -22,17 +23,21 @@ pub(super) const OPS: &[(&str, Translate)] = &[
     ("flatten2", flatten),
     ("flatten_contiguous_range", flatten_range),
     ("gather", gather),
-    ("gather_nd", |tx, op| { let (x, i) = (tx.input(op, "X")?, tx.input(op, "Index")?); tx.out(op, "Out", "GatherND", &[&x, &i], Attrs::new()) }),
+    ("fill_zeros_like2", fill_like),
+    ("gather_nd", |tx, op| { let (x, i) = (tx.input(op, "X")?, tx.input(op, "Index")?); let i = tx.cast(&i, DType::I64); tx.out(op, "Out", "GatherND", &[&x, &i], Attrs::new()) }),
     ("index_select", index_select),
+    ("memcpy", |tx, op| pass(tx, op, "Identity")),
     ("memcpy_d2h", |tx, op| pass(tx, op, "Identity")),
     ("memcpy_h2d", |tx, op| pass(tx, op, "Identity")),
     ("one_hot", one_hot),
     ("one_hot_v2", one_hot),
+    ("print", print),
     ("range", range),
     ("reshape", reshape),
     ("reshape2", reshape),
     ("shape", |tx, op| { let x = tx.input(op, "Input")?; let s = tx.node("Shape", &[&x], Attrs::new()); tx.out(op, "Out", "Cast", &[&s], Attrs::new().with("to", i64::from(DType::I32.to_onnx()))) }),
     ("share_data", |tx, op| pass(tx, op, "Identity")),
+    ("size", |tx, op| { let x = tx.input(op, "Input")?; tx.out(op, "Out", "Size", &[&x], Attrs::new()) }),
     ("slice", slice),
     ("split", split),
     ("squeeze", squeeze),
@@ -42,9 +47,10 @@ pub(super) const OPS: &[(&str, Translate)] = &[
     ("tile", tile),
     ("transpose", transpose),
     ("transpose2", transpose),
+    ("unbind", |tx, op| unstack(tx, op, "Out")),
     ("unsqueeze", unsqueeze),
     ("unsqueeze2", unsqueeze),
-    ("unstack", unstack),
+    ("unstack", |tx, op| unstack(tx, op, "Y")),
     ("where", |tx, op| { let (c, x, y) = (tx.input(op, "Condition")?, tx.input(op, "X")?, tx.input(op, "Y")?); tx.out(op, "Out", "Where", &[&c, &x, &y], Attrs::new()) }),
 ];
 
@@ -53,8 +59,13 @@ fn pass(tx: &mut Tx, op: &OpDesc, onnx: &str) -> Done {
     tx.out(op, "Out", onnx, &[&x], Attrs::new())
 }
 
+fn print(tx: &mut Tx, op: &OpDesc) -> Done {
+    let x = tx.input(op, "In")?;
+    tx.out(op, "Out", "Identity", &[&x], Attrs::new())
+}
+
 /// A list that is one tensor, or a scalar tensor per entry, or an attribute.
-fn list(tx: &mut Tx, op: &OpDesc, one: &str, many: &str, attr: &str) -> Result<Option<String>, String> {
+pub(super) fn list(tx: &mut Tx, op: &OpDesc, one: &str, many: &str, attr: &str) -> Result<Option<String>, String> {
     if let Some(t) = tx.opt(op, one)? {
         return Ok(Some(tx.cast(&t, DType::I64)));
     }
@@ -97,7 +108,8 @@ fn flatten_range(tx: &mut Tx, op: &OpDesc) -> Done {
     }
     // A product that is known leaves batches of no rows without a doubt.
     let middle = &dims[start..=stop.max(start)];
-    let middle = if middle.iter().all(|&d| d >= 0) { middle.iter().product() } else { -1 };
+    let known = middle.iter().all(|&d| d >= 0);
+    let middle = if known { middle.iter().try_fold(1i64, |n, &d| n.checked_mul(d)).ok_or("its dims have no product")? } else { -1 };
     let mut head = vec![0; start];
     head.push(middle);
     let head = tx.ints(&head);
@@ -115,7 +127,11 @@ fn squeeze(tx: &mut Tx, op: &OpDesc) -> Done {
     let dims = tx.dims_in(op, "X")?;
     let rank = dims.len() as i64;
     let named = op.ints("axes").unwrap_or_default();
-    let is_one = |a: i64| dims.get(if a < 0 { a + rank } else { a } as usize).is_some_and(|&d| d == 1 || d < 0);
+    let open = |a: &i64| dims.get(if *a < 0 { a + rank } else { *a } as usize).is_some_and(|&d| d < 0);
+    if named.iter().any(open) {
+        return squeeze_open(tx, op, &x, rank, &named);
+    }
+    let is_one = |a: i64| dims.get(if a < 0 { a + rank } else { a } as usize).is_some_and(|&d| d == 1);
     let axes: Vec<i64> = if named.is_empty() {
         (0..rank).filter(|&a| dims[a as usize] == 1).collect()
     } else {
@@ -128,22 +144,53 @@ fn squeeze(tx: &mut Tx, op: &OpDesc) -> Done {
     tx.out(op, "Out", "Squeeze", &[&x, &axes], Attrs::new())
 }
 
+/// Whether an open dim is 1 is seen when it runs.
+fn squeeze_open(tx: &mut Tx, op: &OpDesc, x: &str, rank: i64, named: &[i64]) -> Done {
+    let kept: Vec<bool> = (0..rank).map(|a| !named.contains(&a) && !named.contains(&(a - rank))).collect();
+    let kept = tx.constant("kept", Tensor::vector(kept));
+    let (shape, one) = (tx.plain("Shape", &[x]), tx.ints(&[1]));
+    let unit = tx.plain("Equal", &[&shape, &one]);
+    let wide = tx.plain("Not", &[&unit]);
+    let stays = tx.plain("Or", &[&kept, &wide]);
+    let shape = tx.node("Compress", &[&shape, &stays], Attrs::new().with("axis", 0));
+    tx.out(op, "Out", "Reshape", &[x, &shape], Attrs::new())
+}
+
 fn unsqueeze(tx: &mut Tx, op: &OpDesc) -> Done {
     let x = tx.input(op, "X")?;
-    let axes = list(tx, op, "AxesTensor", "AxesTensorList", "axes")?.ok_or("it has no axes")?;
+    let given = op.ints("axes").filter(|a| !a.is_empty() && op.ins("AxesTensor").is_empty() && op.ins("AxesTensorList").is_empty());
+    let axes = match given {
+        Some(axes) => {
+            // Axes are put in one after the other, each moves those behind it.
+            let mut dims = vec![false; tx.dims_in(op, "X")?.len()];
+            for a in axes {
+                let at = if a < 0 { a + dims.len() as i64 + 1 } else { a };
+                let at = usize::try_from(at).ok().filter(|&at| at <= dims.len()).ok_or_else(|| format!("axis {a} is out of range"))?;
+                dims.insert(at, true);
+            }
+            let places: Vec<i64> = (0..dims.len()).filter(|&i| dims[i]).map(|i| i as i64).collect();
+            tx.ints(&places)
+        }
+        None => list(tx, op, "AxesTensor", "AxesTensorList", "axes")?.ok_or("it has no axes")?,
+    };
     tx.out(op, "Out", "Unsqueeze", &[&x, &axes], Attrs::new())
 }
 
 fn transpose(tx: &mut Tx, op: &OpDesc) -> Done {
     let x = tx.input(op, "X")?;
-    tx.out(op, "Out", "Transpose", &[&x], Attrs::new().with("perm", op.ints("axis").unwrap_or_default()))
+    let rank = tx.dims_in(op, "X")?.len() as i64;
+    let perm: Vec<i64> = op.ints("axis").unwrap_or_default().into_iter().map(|a| if a < 0 { a + rank } else { a }).collect();
+    tx.out(op, "Out", "Transpose", &[&x], Attrs::new().with("perm", perm))
 }
 
 fn slice(tx: &mut Tx, op: &OpDesc) -> Done {
     let x = tx.input(op, "Input")?;
     let axes = op.ints("axes").unwrap_or_default();
     let starts = list(tx, op, "StartsTensor", "StartsTensorList", "starts")?.ok_or("it has no starts")?;
-    let ends = list(tx, op, "EndsTensor", "EndsTensorList", "ends")?.ok_or("it has no ends")?;
+    let ends = match backward_ends(tx, op, &axes)? {
+        Some(ends) => tx.ints(&ends),
+        None => list(tx, op, "EndsTensor", "EndsTensorList", "ends")?.ok_or("it has no ends")?,
+    };
     let steps = list(tx, op, "StridesTensor", "StridesTensorList", "strides")?.unwrap_or_else(|| tx.ints(&vec![1; axes.len()]));
     let axes = tx.ints(&axes);
     let dropped = op.ints("decrease_axis").unwrap_or_default();
@@ -155,9 +202,42 @@ fn slice(tx: &mut Tx, op: &OpDesc) -> Done {
     tx.out(op, "Out", "Squeeze", &[&cut, &dropped], Attrs::new())
 }
 
+/// Ends of slices that go backward: −1 is before the first element, and what is further is the first.
+fn backward_ends(tx: &Tx, op: &OpDesc, axes: &[i64]) -> Result<Option<Vec<i64>>, String> {
+    let strides = op.ints("strides").unwrap_or_default();
+    if strides.iter().all(|&s| s >= 0) || !op.ins("StridesTensor").is_empty() || !op.ins("StridesTensorList").is_empty() {
+        return Ok(None);
+    }
+    if !op.ins("EndsTensor").is_empty() || !op.ins("EndsTensorList").is_empty() {
+        return Err("ends that are tensors of a slice backward have no translation".into());
+    }
+    let dims = tx.dims_in(op, "Input")?;
+    let mut ends = op.ints("ends").unwrap_or_default();
+    for ((end, stride), axis) in ends.iter_mut().zip(&strides).zip(axes) {
+        if *stride >= 0 || *end >= 0 {
+            continue;
+        }
+        let size = usize::try_from(if *axis < 0 { axis + dims.len() as i64 } else { *axis }).ok().and_then(|a| dims.get(a).copied());
+        match size {
+            _ if *end == -1 => *end = i64::MIN + 1,
+            Some(size) if size >= 0 => *end = (*end + size).max(0),
+            _ => {}
+        }
+    }
+    Ok(Some(ends))
+}
+
 fn split(tx: &mut Tx, op: &OpDesc) -> Done {
     let x = tx.input(op, "X")?;
-    let axis = op.int("axis", 0);
+    let axis = tx.int_or_tensor(op, "AxisTensor", "axis", 0)?;
+    if !op.ins("SectionsTensorList").is_empty() {
+        let sections = list(tx, op, "", "SectionsTensorList", "sections")?.ok_or("it has no sections")?;
+        if op.ints("sections").unwrap_or_default().contains(&-1) {
+            return Err("sections that are tensors beside one of -1 have no translation".into());
+        }
+        tx.out_all(op, "Out", "Split", &[&x, &sections], Attrs::new().with("axis", axis));
+        return Ok(());
+    }
     let mut sections = op.ints("sections").unwrap_or_default();
     if sections.is_empty() {
         let parts = op.outs("Out").len() as i64;
@@ -168,7 +248,8 @@ fn split(tx: &mut Tx, op: &OpDesc) -> Done {
         let dims = tx.dims_in(op, "X")?;
         let at = if axis < 0 { axis + dims.len() as i64 } else { axis } as usize;
         let whole = dims.get(at).copied().filter(|&d| d >= 0).ok_or("a section of -1 along an open dim has no translation")?;
-        let rest = whole - sections.iter().filter(|&&s| s != -1).sum::<i64>();
+        let stated = sections.iter().filter(|&&s| s != -1).try_fold(0i64, |n, &s| n.checked_add(s));
+        let rest = stated.and_then(|n| whole.checked_sub(n)).ok_or("its sections have no sum")?;
         sections.iter_mut().filter(|s| **s == -1).for_each(|s| *s = rest);
     }
     let sections = tx.ints(&sections);
@@ -177,12 +258,10 @@ fn split(tx: &mut Tx, op: &OpDesc) -> Done {
 }
 
 fn concat(tx: &mut Tx, op: &OpDesc) -> Done {
-    if !op.ins("AxisTensor").is_empty() {
-        return Err("an axis that is a tensor has no translation".into());
-    }
+    let axis = tx.int_or_tensor(op, "AxisTensor", "axis", 0)?;
     let xs = tx.inputs(op, "X")?;
     let xs: Vec<&str> = xs.iter().map(String::as_str).collect();
-    tx.out(op, "Out", "Concat", &xs, Attrs::new().with("axis", op.int("axis", 0)))
+    tx.out(op, "Out", "Concat", &xs, Attrs::new().with("axis", axis))
 }
 
 fn stack(tx: &mut Tx, op: &OpDesc) -> Done {
@@ -193,10 +272,10 @@ fn stack(tx: &mut Tx, op: &OpDesc) -> Done {
     tx.outs(op, &["Y"], OpName::onnx("Concat"), &xs, Attrs::new().with("axis", axis))
 }
 
-fn unstack(tx: &mut Tx, op: &OpDesc) -> Done {
+fn unstack(tx: &mut Tx, op: &OpDesc, parameter: &str) -> Done {
     let x = tx.input(op, "X")?;
     let axis = op.int("axis", 0);
-    for (i, var) in op.outs("Y").iter().enumerate() {
+    for (i, var) in op.outs(parameter).iter().enumerate() {
         let at = tx.constant("at", Tensor::scalar(i as i64));
         let one = OpDesc {
             outputs: vec![crate::formats::paddle::proto::Operand { parameter: Some("Out".into()), arguments: vec![var.clone()] }],
@@ -208,15 +287,13 @@ fn unstack(tx: &mut Tx, op: &OpDesc) -> Done {
 }
 
 fn gather(tx: &mut Tx, op: &OpDesc) -> Done {
-    if !op.ins("Axis").is_empty() {
-        return Err("an axis that is a tensor has no translation".into());
-    }
+    let axis = tx.int_or_tensor(op, "Axis", "axis", 0)?;
     let (x, mut index) = (tx.input(op, "X")?, tx.input(op, "Index")?);
     if tx.dims_in(op, "Index")?.len() == 2 {
         let flat = tx.ints(&[-1]);
         index = tx.node("Reshape", &[&index, &flat], Attrs::new());
     }
-    tx.out(op, "Out", "Gather", &[&x, &index], Attrs::new().with("axis", op.int("axis", 0)))
+    tx.out(op, "Out", "Gather", &[&x, &index], Attrs::new().with("axis", axis))
 }
 
 fn index_select(tx: &mut Tx, op: &OpDesc) -> Done {
@@ -254,6 +331,14 @@ fn expand_as(tx: &mut Tx, op: &OpDesc) -> Done {
     tx.out(op, "Out", "Expand", &[&x, &shape], Attrs::new())
 }
 
+/// Repeats to the shape of another, whose dims are multiples.
+fn repeat_as(tx: &mut Tx, op: &OpDesc) -> Done {
+    let (x, target) = (tx.input(op, "X")?, tx.input(op, "target_tensor")?);
+    let (from, to) = (tx.plain("Shape", &[&x]), tx.plain("Shape", &[&target]));
+    let times = tx.plain("Div", &[&to, &from]);
+    tx.out(op, "Out", "Tile", &[&x, &times], Attrs::new())
+}
+
 fn expand_times(tx: &mut Tx, op: &OpDesc) -> Done {
     let x = tx.input(op, "X")?;
     let times = list(tx, op, "ExpandTimes", "expand_times_tensor", "expand_times")?.ok_or("it has no expand_times")?;
@@ -261,20 +346,24 @@ fn expand_times(tx: &mut Tx, op: &OpDesc) -> Done {
 }
 
 fn tile(tx: &mut Tx, op: &OpDesc) -> Done {
-    if !op.ins("RepeatTimes").is_empty() || !op.ins("repeat_times_tensor").is_empty() {
-        return Err("repeats that are tensors have no translation".into());
-    }
     let mut x = tx.input(op, "X")?;
     let rank = tx.dims_in(op, "X")?.len();
-    let mut times = op.ints("repeat_times").unwrap_or_default();
-    while times.len() < rank {
-        times.insert(0, 1);
+    let given = match (op.ins("RepeatTimes").first(), op.ins("repeat_times_tensor").len()) {
+        (Some(var), _) => {
+            tx.dims(var)?.first().copied().filter(|n| (0..=64).contains(n)).ok_or("a number of repeats that is open has no translation")?
+                as usize
+        }
+        (None, 0) => op.ints("repeat_times").unwrap_or_default().len(),
+        (None, n) => n,
+    };
+    let mut times = list(tx, op, "RepeatTimes", "repeat_times_tensor", "repeat_times")?.ok_or("it has no repeat_times")?;
+    if given < rank {
+        let ones = tx.ints(&vec![1; rank - given]);
+        times = tx.node("Concat", &[&ones, &times], Attrs::new().with("axis", 0));
+    } else if given > rank {
+        let axes = tx.ints(&(0..(given - rank) as i64).collect::<Vec<_>>());
+        x = tx.plain("Unsqueeze", &[&x, &axes]);
     }
-    if times.len() > rank {
-        let axes = tx.ints(&(0..(times.len() - rank) as i64).collect::<Vec<_>>());
-        x = tx.node("Unsqueeze", &[&x, &axes], Attrs::new());
-    }
-    let times = tx.ints(&times);
     tx.out(op, "Out", "Tile", &[&x, &times], Attrs::new())
 }
 
@@ -326,15 +415,14 @@ fn fill_batch(tx: &mut Tx, op: &OpDesc) -> Done {
     let shape = op.ints("shape").unwrap_or_default();
     let from = op.int("input_dim_idx", 0);
     let at = usize::try_from(op.int("output_dim_idx", 0)).ok().filter(|&a| a < shape.len()).ok_or("its output_dim_idx is out of range")?;
-    let dim = tx.node("Shape", &[&x], Attrs::new().with("start", from).with("end", from + 1));
+    let dim = tx.node("Shape", &[&x], Attrs::new().with("start", from).with("end", from.saturating_add(1)));
     let (head, tail) = (tx.ints(&shape[..at]), tx.ints(&shape[at + 1..]));
     let shape = tx.node("Concat", &[&head, &dim, &tail], Attrs::new().with("axis", 0));
     tx.out(op, "Out", "Expand", &[&value, &shape], Attrs::new())
 }
 
-fn assign_value(tx: &mut Tx, op: &OpDesc) -> Done {
-    let code = op.int("dtype", 5) as i32;
-    let to = dtype(code).ok_or_else(|| format!("dtype {code} does not exist"))?;
+/// The numbers that an op carries in its attributes.
+pub(super) fn stored(op: &OpDesc, to: DType) -> Result<Tensor, String> {
     let shape: Vec<usize> = op.ints("shape").unwrap_or_default().iter().map(|&d| d.max(0) as usize).collect();
     let find = |name: &str| op.attrs.iter().find(|a| a.name() == name);
     let floats = find("fp32_values").map(|a| a.floats.clone()).filter(|v| !v.is_empty());
@@ -351,8 +439,14 @@ fn assign_value(tx: &mut Tx, op: &OpDesc) -> Done {
         (_, Some(i)) => Tensor::new(shape, i),
         _ => Tensor::new(shape, values),
     };
-    let tensor = tensor.and_then(|t| cast(&t, to)).map_err(|e| e.to_string())?;
-    let value = tx.constant("assigned", tensor);
+    tensor.and_then(|t| cast(&t, to)).map_err(|e| e.to_string())
+}
+
+fn assign_value(tx: &mut Tx, op: &OpDesc) -> Done {
+    let code = op.int("dtype", 5) as i32;
+    let to = dtype(code).ok_or_else(|| format!("dtype {code} does not exist"))?;
+    let value = stored(op, to)?;
+    let value = tx.constant("assigned", value);
     tx.out(op, "Out", "Identity", &[&value], Attrs::new())
 }
 
@@ -362,10 +456,15 @@ fn one_hot(tx: &mut Tx, op: &OpDesc) -> Done {
         let last = tx.ints(&[-1]);
         x = tx.node("Squeeze", &[&x, &last], Attrs::new());
     }
-    if !op.ins("depth_tensor").is_empty() {
-        return Err("a depth that is a tensor has no translation".into());
-    }
-    let depth = tx.constant("depth", Tensor::scalar(op.int("depth", 1)));
+    let depth = match tx.opt(op, "depth_tensor")? {
+        Some(depth) => {
+            let scalar = tx.constant("scalar", Tensor::vector(Vec::<i64>::new()));
+            let depth = tx.cast(&depth, DType::I64);
+            tx.plain("Reshape", &[&depth, &scalar])
+        }
+        None => tx.constant("depth", Tensor::scalar(op.int("depth", 1))),
+    };
+    let x = tx.cast(&x, DType::I64);
     let values = tx.constant("off_on", Tensor::vector(vec![0f32, 1.0]));
     tx.out(op, "Out", "OneHot", &[&x, &depth, &values], Attrs::new())
 }
