@@ -22,7 +22,13 @@ const MODEL: &str = "graph g(ids: int64[b]) -> (p: float32[b], n: float32[]) {
   n = ReduceSum(count) {keepdims=0}
 }";
 
-fn run(dir: &Path, workers: usize, batch: usize, input: &Path, label: Option<&str>) -> (Vec<(String, Tensor)>, Summary) {
+fn run(
+    dir: &Path,
+    (workers, collectives): (usize, bool),
+    batch: usize,
+    input: &Path,
+    label: Option<&str>,
+) -> (Vec<(String, Tensor)>, Summary) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let output = dir.join(format!("{workers}.npz"));
     let handles: Vec<_> = local_group(workers)
@@ -41,7 +47,7 @@ fn run(dir: &Path, workers: usize, batch: usize, input: &Path, label: Option<&st
                 let source = data::open(&input, &specs, &data::Options::default()).expect("samples");
                 let sink = (comm.rank() == 0).then(|| data::create(&output).expect("a file"));
                 let comm = Some((comm.as_ref(), handle));
-                predict(&Job { session: &session, source: source.as_ref(), batch, comm, label, score: None, progress: &|_| {} }, sink)
+                predict(&Job { batch, comm, collectives, label, ..Job::new(&session, source.as_ref()) }, sink)
             })
         })
         .collect();
@@ -70,7 +76,7 @@ fn a_worker_without_a_batch_counts_as_joined() {
         (5, [10.0, 10.0, 10.0, 10.0, 10.0, 5.0, 5.0, 5.0]),
         (10, [15.0; 8]),
     ] {
-        let (outputs, summary) = run(tmp.path(), workers, 2, &input, None);
+        let (outputs, summary) = run(tmp.path(), (workers, true), 2, &input, None);
         assert_eq!(outputs[0].1, Tensor::vector(expected.clone()), "{workers} workers");
         assert_eq!(outputs[1].1, Tensor::vector(totals.to_vec()), "{workers} workers");
         assert_eq!(summary.samples, 15);
@@ -90,7 +96,7 @@ fn metrics_are_those_of_all_samples_each_once() {
     let arrays = [("ids".to_owned(), Tensor::vector(vec![0i64, 1, 2, 3])), ("y".to_owned(), Tensor::vector(vec![1i64, 0, 1, 0]))];
     npz::write_npz(&input, &arrays).expect("written");
     for workers in [1, 2, 3] {
-        let metrics = run(tmp.path(), workers, 2, &input, Some("y")).1.metrics.expect("metrics");
+        let metrics = run(tmp.path(), (workers, false), 2, &input, Some("y")).1.metrics.expect("metrics");
         assert_eq!((metrics.count, metrics.auc.value()), (4, Some(0.75)), "{workers} workers");
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one file per command. The only place that prints and reads the environment.
 
 mod bench;
+mod board;
 mod check;
 mod compare;
 mod convert;
@@ -8,6 +9,7 @@ mod diff;
 mod dump;
 mod import_tables;
 mod inspect;
+mod job;
 mod launch;
 mod merge;
 mod optimize;

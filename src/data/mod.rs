@@ -6,6 +6,7 @@ mod collect;
 pub mod csv;
 mod error;
 pub mod folder;
+mod glob;
 mod many;
 pub mod npy;
 pub mod npz;
@@ -13,6 +14,7 @@ mod temp;
 
 pub use bind::Bind;
 pub use error::DataError;
+pub use glob::expand;
 pub use many::open_all;
 pub use temp::{TempPath, write_file};
 
@@ -103,7 +105,14 @@ pub struct Options {
     pub binds: Vec<Bind>,
     /// What an empty cell of a text file stands for; without it one is an error.
     pub empty: Option<String>,
+    /// One of [`FORMATS`], where the name of the file does not say.
+    pub format: Option<String>,
+    /// The slots of a MultiSlot line by their order; the model's inputs where there are none.
+    pub slots: Vec<String>,
 }
+
+/// The forms of data files, by name.
+pub const FORMATS: [&str; 3] = ["csv", "folder", "npz"];
 
 /// The forms of data files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +144,13 @@ fn form(path: &Path) -> Result<Form, DataError> {
 /// # Errors
 /// A file that cannot be read, or that has not what the inputs need.
 pub fn open(path: &Path, inputs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, DataError> {
-    let form = form(path)?;
+    let form = match options.format.as_deref() {
+        None => form(path)?,
+        Some("csv") => Form::Csv,
+        Some("folder") => Form::Folder,
+        Some("npz") => Form::Npz,
+        Some(other) => return Err(DataError::Bind(format!("format {other:?} is not known; known are {}", FORMATS.join(", ")))),
+    };
     if let (Form::Npz | Form::Csv, Some(spec)) = (form, inputs.iter().find(|s| s.kind != ValueKind::Tensor && !s.optional)) {
         let what = format!("a {} can come from a folder alone, not from {}", spec.kind, path.display());
         return Err(DataError::Input { input: spec.name.clone(), what });
