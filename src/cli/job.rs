@@ -188,11 +188,11 @@ impl Meter {
         Self { bar, total, every: launched.then_some(Duration::from_millis(200)), last: std::cell::Cell::new(None) }
     }
 
-    /// `done` samples are done here.
-    pub(super) fn set(&self, done: usize) {
+    /// `done` samples are done here; with `all` there will be no more.
+    pub(super) fn set(&self, done: usize, all: bool) {
         self.bar.set_position(done as u64);
         if let Some(every) = self.every
-            && (done == self.total || self.last.get().is_none_or(|last| last.elapsed() >= every))
+            && (all || self.last.get().is_none_or(|last| last.elapsed() >= every))
         {
             self.last.set(Some(Instant::now()));
             eprintln!("{}{done} of {}", crate::job::launch::PROGRESS, self.total);
@@ -215,7 +215,7 @@ pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples) ->
     let mut lines = vec![match samples {
         data::Samples::Whole(_) => format!("one run in {seconds:.3} s"),
         data::Samples::Count(_) if s.before > 0 => {
-            format!("{} samples in {seconds:.3} s, some of them from before: see --resume", s.samples)
+            format!("{} samples; worker 0 had {} of them from before and took {seconds:.3} s", s.samples, s.before)
         }
         data::Samples::Count(_) => format!("{} samples in {seconds:.3} s: {rate:.0} samples/s", s.samples),
     }];

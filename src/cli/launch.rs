@@ -180,6 +180,8 @@ fn failure(args: &Args, error: &LaunchError) -> anyhow::Error {
         LaunchError::Interrupted => 130,
         LaunchError::Io { .. } => 1,
     };
+    // A worker 0 that was killed leaves the file in which it gathered outputs; asking for a name clears that away.
+    drop(args.job.output.as_deref().map(crate::data::TempPath::beside));
     let parts = args.parts();
     let done = std::fs::read_dir(&parts)
         .into_iter()

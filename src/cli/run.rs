@@ -340,7 +340,7 @@ fn job(
         // Worker 0 may want outputs of which the others know nothing.
         outputs: a.output.is_some() || args.parts.is_none(),
         absent,
-        progress: &|done| meter.set(done),
+        progress: &|done, all| meter.set(done, all),
         conclude: &|summary| {
             meter.done();
             let lines = summarise(a, summary, source.samples()).map_err(|e| e.to_string())?;

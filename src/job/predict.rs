@@ -49,8 +49,8 @@ pub struct Job<'a> {
     pub outputs: bool,
     /// The number of absent ids so far.
     pub absent: &'a dyn Fn() -> u64,
-    /// Called with the samples that are done so far, here.
-    pub progress: &'a dyn Fn(usize),
+    /// Called with the samples that are done so far, here, and whether these are all that are done here.
+    pub progress: &'a dyn Fn(usize, bool),
     /// Called on rank 0 when the output stands, before the others end.
     pub conclude: &'a dyn Fn(&Summary) -> Result<(), String>,
 }
@@ -72,7 +72,7 @@ impl<'a> Job<'a> {
             score: None,
             outputs: true,
             absent: &|| 0,
-            progress: &|_| {},
+            progress: &|_, _| {},
             conclude: &|_| Ok(()),
         }
     }
@@ -236,8 +236,9 @@ fn run(job: &Job, schedule: Schedule, before: usize, done: &mut dyn FnMut(Record
             samples += range.len();
             let outputs = if job.outputs { kept.into_iter().chain(outputs).collect() } else { Vec::new() };
             done(Record { range, absent, metrics, outputs })?;
-            (job.progress)(samples);
+            (job.progress)(samples, false);
         }
+        (job.progress)(samples, true);
         Ok(())
     })
 }

@@ -146,7 +146,7 @@ fn describe(status: ExitStatus) -> (String, i32) {
         6 => " (SIGABRT)",
         7 => " (SIGBUS)",
         8 => " (SIGFPE)",
-        9 => " (SIGKILL; the system does this when memory runs out)",
+        9 => " (SIGKILL)",
         11 => " (SIGSEGV)",
         15 => " (SIGTERM)",
         _ => "",
