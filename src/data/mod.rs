@@ -1,4 +1,4 @@
-//! Samples in and predictions out: `.npz`, `.npy`, `.csv`, and folders in the layout of ONNX's test data.
+//! Samples in and predictions out: `.npz`, `.npy`, `.csv`, MultiSlot text, and folders in the layout of ONNX's test data.
 
 pub mod bind;
 mod bound;
@@ -8,6 +8,7 @@ mod error;
 pub mod folder;
 mod glob;
 mod many;
+pub mod multislot;
 pub mod npy;
 pub mod npz;
 mod temp;
@@ -21,7 +22,7 @@ pub use temp::{TempPath, write_file};
 use crate::formats::onnx::value::ValueKind;
 use crate::tensor::{DType, Tensor, Value};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An input that a model wants.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,7 +113,7 @@ pub struct Options {
 }
 
 /// The forms of data files, by name.
-pub const FORMATS: [&str; 3] = ["csv", "folder", "npz"];
+pub const FORMATS: [&str; 4] = ["csv", "folder", "multislot", "npz"];
 
 /// The forms of data files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +121,7 @@ enum Form {
     Folder,
     Npz,
     Csv,
+    MultiSlot,
 }
 
 /// The form by the name: a path that ends in `/` or has no extension is a folder.
@@ -132,9 +134,12 @@ fn form(path: &Path) -> Result<Form, DataError> {
         None => Ok(Form::Folder),
         Some("npz" | "npy") => Ok(Form::Npz),
         Some("csv") => Ok(Form::Csv),
+        Some("multislot") => Ok(Form::MultiSlot),
         Some("gz") if name.ends_with(".csv.gz") => Ok(Form::Csv),
+        Some("gz") if name.ends_with(".multislot.gz") => Ok(Form::MultiSlot),
         Some(other) => {
-            Err(DataError::file(path, format!("data of kind {other:?} is not known; known are .npz, .npy, .csv, .csv.gz and folders")))
+            let known = ".npz, .npy, .csv, .csv.gz, .multislot, .multislot.gz and folders";
+            Err(DataError::file(path, format!("data of kind {other:?} is not known; known are {known}")))
         }
     }
 }
@@ -144,14 +149,10 @@ fn form(path: &Path) -> Result<Form, DataError> {
 /// # Errors
 /// A file that cannot be read, or that has not what the inputs need.
 pub fn open(path: &Path, inputs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, DataError> {
-    let form = match options.format.as_deref() {
-        None => form(path)?,
-        Some("csv") => Form::Csv,
-        Some("folder") => Form::Folder,
-        Some("npz") => Form::Npz,
-        Some(other) => return Err(DataError::Bind(format!("format {other:?} is not known; known are {}", FORMATS.join(", ")))),
-    };
-    if let (Form::Npz | Form::Csv, Some(spec)) = (form, inputs.iter().find(|s| s.kind != ValueKind::Tensor && !s.optional)) {
+    let form = input_form(path, options)?;
+    if let (Form::Npz | Form::Csv | Form::MultiSlot, Some(spec)) =
+        (form, inputs.iter().find(|s| s.kind != ValueKind::Tensor && !s.optional))
+    {
         let what = format!("a {} can come from a folder alone, not from {}", spec.kind, path.display());
         return Err(DataError::Input { input: spec.name.clone(), what });
     }
@@ -164,7 +165,39 @@ pub fn open(path: &Path, inputs: &[InputSpec], options: &Options) -> Result<Box<
         }
         Form::Npz => Box::new(bound::Bound::new(npz::Npz::open(path)?, inputs, &options.binds)?),
         Form::Csv => Box::new(bound::Bound::new(csv::Csv::open(path, options.empty.clone())?, inputs, &options.binds)?),
+        Form::MultiSlot => multi_slot(&[path.into()], inputs, options)?,
     })
+}
+
+/// The form of an input file: as the options say, else by its name.
+fn input_form(path: &Path, options: &Options) -> Result<Form, DataError> {
+    match options.format.as_deref() {
+        None => form(path),
+        Some("csv") => Ok(Form::Csv),
+        Some("folder") => Ok(Form::Folder),
+        Some("multislot") => Ok(Form::MultiSlot),
+        Some("npz") => Ok(Form::Npz),
+        Some(other) => Err(DataError::Bind(format!("format {other:?} is not known; known are {}", FORMATS.join(", ")))),
+    }
+}
+
+/// Files whose slots are those that the options name, else the inputs, each without what says how it is read.
+fn multi_slot(paths: &[PathBuf], inputs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, DataError> {
+    let mut slots = options.slots.clone();
+    if slots.is_empty() {
+        let columns = inputs.iter().flat_map(|i| match options.binds.iter().find(|b| b.input == i.name) {
+            Some(bind) => bind.columns.clone(),
+            None => vec![i.name.clone()],
+        });
+        for column in columns {
+            let suffix = [".values", ".offsets", ".lod"].into_iter().find_map(|s| column.strip_suffix(s));
+            let slot = suffix.unwrap_or(&column).to_owned();
+            if !slots.contains(&slot) {
+                slots.push(slot);
+            }
+        }
+    }
+    Ok(Box::new(bound::Bound::new(multislot::MultiSlot::open(paths, &slots)?, inputs, &options.binds)?))
 }
 
 /// Starts a file for outputs; it appears under its name when it is finished.
@@ -180,6 +213,7 @@ pub fn create(path: &Path) -> Result<Box<dyn Sink>, DataError> {
             Err(DataError::file(path, "outputs are written as .npz, .csv or a folder"))
         }
         Form::Folder => Ok(Box::new(folder::FolderSink::create(path)?)),
+        Form::MultiSlot => Err(DataError::file(path, "outputs are written as .npz, .csv or a folder")),
         Form::Npz => Ok(Box::new(collect::NpzSink::create(path)?)),
         Form::Csv => Ok(Box::new(csv::CsvSink::create(path)?)),
     }

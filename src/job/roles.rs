@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named() {
-        let flags = RoleFlags { role: Some("worker".into()), workers: vec!["a:1".into(), "b:1".into()], ..RoleFlags::default() };
+        let flags = RoleFlags { role: Some("worker".into()), workers: vec!["x:1".into(), "y:1".into()], ..RoleFlags::default() };
         let error = resolve(&flags, &Env::new()).unwrap_err();
         assert_eq!(error, "which of the 2 workers is this? give --rank, or set PADDLE_TRAINER_ID or RANK");
         assert_eq!(
