@@ -32,9 +32,7 @@ impl Board {
 
     /// Takes all lines away.
     pub(super) fn clear(&mut self) {
-        if let Some(bars) = &self.bars {
-            let _ = bars.clear();
-        }
+        self.workers.drain(..).chain(self.all.take()).for_each(|bar| bar.finish_and_clear());
     }
 
     fn show(&mut self, workers: &[Progress], done: u64, total: u64) {
@@ -48,7 +46,7 @@ impl Board {
             bars.add(ProgressBar::new(total).with_style(style))
         });
         for (bar, w) in self.workers.iter().zip(workers) {
-            bar.set_message(row(w));
+            bar.set_message(row(w, self.started.elapsed()));
         }
         all.set_length(total);
         all.set_position(done);
@@ -57,14 +55,15 @@ impl Board {
 }
 
 /// A worker's line.
-fn row(w: &Progress) -> String {
+fn row(w: &Progress, elapsed: Duration) -> String {
     let restarts = match w.restarts {
         0 => String::new(),
         1 => "  started again once".into(),
         n => format!("  started again {n} times"),
     };
     let state = if w.ended { "  done" } else { "" };
-    format!("{:<10} {:>12} samples{restarts}{state}", w.name, w.done)
+    let rate = w.done as f64 / elapsed.as_secs_f64().max(1e-9);
+    format!("{:<10} {:>12} samples {rate:>9.0}/s{restarts}{state}", w.name, w.done)
 }
 
 /// Rate and time left.
@@ -111,7 +110,7 @@ mod tests {
     #[test]
     fn rows_and_pace_read_well() {
         let w = Progress { name: "worker 1".into(), done: 2048, total: 9000, restarts: 1, ended: false };
-        assert_eq!(row(&w), "worker 1           2048 samples  started again once");
+        assert_eq!(row(&w, Duration::from_secs(2)), "worker 1           2048 samples      1024/s  started again once");
         assert_eq!(pace(1000, 3000, Duration::from_secs(2)), "500/s  6 seconds left");
         assert_eq!(pace(0, 3000, Duration::from_secs(2)), "waiting for the first batch");
     }

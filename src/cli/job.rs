@@ -7,6 +7,7 @@ use crate::formats::onnx::value::ValueKind;
 use crate::ir::{Dim, Type};
 use crate::job::metrics::{Figure, Report};
 use crate::job::{DEFAULT_BATCH, Summary, parts_dir};
+use crate::plan::{Absent, Manifest};
 use crate::store::ConnectOptions;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -64,6 +65,9 @@ pub(super) struct JobArgs {
     /// Largest message on the wire; larger requests are split
     #[arg(long, default_value = "64MiB", value_parser = size::parse, value_name = "SIZE")]
     pub(super) max_frame: u64,
+    /// What an id gives that a keyed table does not hold [default: as the deployment says]
+    #[arg(long, value_parser = ["zero", "error", "default"], value_name = "POLICY")]
+    pub(super) on_absent: Option<String>,
     /// File with the secret that all processes of the job share
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
@@ -114,6 +118,17 @@ impl JobArgs {
         Ok(data::open_all(&data::expand(&self.input)?, inputs, &options)?)
     }
 
+    /// Puts the policy for absent ids into a manifest.
+    pub(super) fn policies(&self, manifest: &mut Manifest) {
+        let policy = match self.on_absent.as_deref() {
+            None => return,
+            Some("zero") => Absent::Zero,
+            Some("default") => Absent::Default,
+            Some(_) => Absent::Error,
+        };
+        manifest.tables.iter_mut().filter(|t| t.keyed).for_each(|t| t.absent = policy);
+    }
+
     /// The folder of finished batches.
     pub(super) fn parts(&self) -> Option<PathBuf> {
         self.output.as_deref().map(parts_dir)
@@ -139,6 +154,7 @@ impl JobArgs {
             ("keep", self.keep.join(",")),
             ("label", text(&self.label)),
             ("model", fingerprint.to_owned()),
+            ("on_absent", text(&self.on_absent)),
             ("plan", plan.to_owned()),
             ("score", text(&self.score)),
             ("slots", self.slots.join(",")),

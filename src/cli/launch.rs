@@ -223,8 +223,14 @@ fn child_args(args: &Args, dir: &Path, worker: bool, servers: &[Seat], workers: 
             flag(name, p.display().to_string());
         }
     }
-    let texts =
-        [("--empty", &job.empty), ("--format", &job.format), ("--group", &job.group), ("--label", &job.label), ("--score", &job.score)];
+    let texts = [
+        ("--empty", &job.empty),
+        ("--format", &job.format),
+        ("--group", &job.group),
+        ("--label", &job.label),
+        ("--on-absent", &job.on_absent),
+        ("--score", &job.score),
+    ];
     for (name, text) in texts {
         if let Some(t) = text {
             flag(name, t.clone());

@@ -12,7 +12,7 @@ use crate::job::launch::{LISTEN_ENV, PARENT_ENV, RESTARTED_ENV};
 use crate::job::roles::{Role, RoleFlags, near_misses, resolve};
 use crate::job::{Job, JobError, PartsOptions, predict, remove_parts};
 use crate::plan::Manifest;
-use crate::store::{self, ServeOptions};
+use crate::store::{self, ServeOptions, Shards, Store};
 use crate::{deploy, formats};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
@@ -153,8 +153,9 @@ fn runtime() -> anyhow::Result<Runtime> {
 fn local(args: &Args) -> anyhow::Result<()> {
     let threads = args.job.threads.unwrap_or(0);
     if deploy::is_deployment(&args.model) {
-        let (_, model) = deploy::open(&args.model)?;
-        let store = store::open_local(&args.model)?;
+        let (mut manifest, model) = deploy::open(&args.model)?;
+        args.job.policies(&mut manifest);
+        let store: Arc<dyn Store> = Arc::new(Shards::open(&args.model, Arc::new(manifest), |_| true)?);
         let runtime = runtime()?;
         let options = Options { threads, store: Some(store.clone()), runtime: Some(runtime.handle().clone()), ..Options::default() };
         let session = Session::new(&model, options)?;
@@ -179,7 +180,8 @@ fn has_collectives(model: &Model) -> bool {
 }
 
 fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bind: &str) -> anyhow::Result<()> {
-    let (manifest, model) = open_deployment(&args.model)?;
+    let (mut manifest, model) = open_deployment(&args.model)?;
+    args.job.policies(&mut manifest);
     let runtime = runtime()?;
     let mut listener = inherited_listener()?.filter(|_| rank == 0);
     if listener.is_none() && rank == 0 && workers.len() > 1 {

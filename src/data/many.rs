@@ -1,7 +1,7 @@
 //! Several files one after the other, as if they were one.
 
 use super::error::DataError;
-use super::{Form, InputSpec, Options, Samples, Source, input_form, multi_slot, open};
+use super::{Form, InputSpec, Options, Samples, Source, input_form, multi_slot, open, parquet_files};
 use crate::tensor::{DType, Tensor, Value};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -26,6 +26,9 @@ pub fn open_all(paths: &[PathBuf], inputs: &[InputSpec], options: &Options) -> R
     let forms = paths.iter().map(|p| input_form(p, options)).collect::<Result<Vec<_>, _>>()?;
     if forms.iter().all(|f| *f == Form::MultiSlot) {
         return multi_slot(paths, inputs, options);
+    }
+    if forms.iter().all(|f| *f == Form::Parquet) {
+        return parquet_files(paths, inputs, options);
     }
     let (mut files, mut next) = (Vec::new(), 0usize);
     for path in paths {

@@ -1,4 +1,5 @@
-//! Samples in and predictions out: `.npz`, `.npy`, `.csv`, MultiSlot text, and folders in the layout of ONNX's test data.
+//! Samples in and predictions out: `.npz`, `.npy`, `.csv`, MultiSlot text, `.parquet`
+//! (with the feature of that name), and folders in the layout of ONNX's test data.
 
 pub mod bind;
 mod bound;
@@ -11,6 +12,9 @@ mod many;
 pub mod multislot;
 pub mod npy;
 pub mod npz;
+#[cfg(feature = "parquet")]
+pub mod parquet;
+mod ragged;
 mod temp;
 
 pub use bind::Bind;
@@ -113,7 +117,7 @@ pub struct Options {
 }
 
 /// The forms of data files, by name.
-pub const FORMATS: [&str; 4] = ["csv", "folder", "multislot", "npz"];
+pub const FORMATS: [&str; 5] = ["csv", "folder", "multislot", "npz", "parquet"];
 
 /// The forms of data files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +126,7 @@ enum Form {
     Npz,
     Csv,
     MultiSlot,
+    Parquet,
 }
 
 /// The form by the name: a path that ends in `/` or has no extension is a folder.
@@ -135,10 +140,11 @@ fn form(path: &Path) -> Result<Form, DataError> {
         Some("npz" | "npy") => Ok(Form::Npz),
         Some("csv") => Ok(Form::Csv),
         Some("multislot") => Ok(Form::MultiSlot),
+        Some("parquet" | "pq") => Ok(Form::Parquet),
         Some("gz") if name.ends_with(".csv.gz") => Ok(Form::Csv),
         Some("gz") if name.ends_with(".multislot.gz") => Ok(Form::MultiSlot),
         Some(other) => {
-            let known = ".npz, .npy, .csv, .csv.gz, .multislot, .multislot.gz and folders";
+            let known = ".npz, .npy, .csv, .csv.gz, .multislot, .multislot.gz, .parquet and folders";
             Err(DataError::file(path, format!("data of kind {other:?} is not known; known are {known}")))
         }
     }
@@ -150,7 +156,7 @@ fn form(path: &Path) -> Result<Form, DataError> {
 /// A file that cannot be read, or that has not what the inputs need.
 pub fn open(path: &Path, inputs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, DataError> {
     let form = input_form(path, options)?;
-    if let (Form::Npz | Form::Csv | Form::MultiSlot, Some(spec)) =
+    if let (Form::Npz | Form::Csv | Form::MultiSlot | Form::Parquet, Some(spec)) =
         (form, inputs.iter().find(|s| s.kind != ValueKind::Tensor && !s.optional))
     {
         let what = format!("a {} can come from a folder alone, not from {}", spec.kind, path.display());
@@ -166,6 +172,7 @@ pub fn open(path: &Path, inputs: &[InputSpec], options: &Options) -> Result<Box<
         Form::Npz => Box::new(bound::Bound::new(npz::Npz::open(path)?, inputs, &options.binds)?),
         Form::Csv => Box::new(bound::Bound::new(csv::Csv::open(path, options.empty.clone())?, inputs, &options.binds)?),
         Form::MultiSlot => multi_slot(&[path.into()], inputs, options)?,
+        Form::Parquet => parquet_files(&[path.into()], inputs, options)?,
     })
 }
 
@@ -177,6 +184,7 @@ fn input_form(path: &Path, options: &Options) -> Result<Form, DataError> {
         Some("folder") => Ok(Form::Folder),
         Some("multislot") => Ok(Form::MultiSlot),
         Some("npz") => Ok(Form::Npz),
+        Some("parquet") => Ok(Form::Parquet),
         Some(other) => Err(DataError::Bind(format!("format {other:?} is not known; known are {}", FORMATS.join(", ")))),
     }
 }
@@ -190,14 +198,29 @@ fn multi_slot(paths: &[PathBuf], inputs: &[InputSpec], options: &Options) -> Res
             None => vec![i.name.clone()],
         });
         for column in columns {
-            let suffix = [".values", ".offsets", ".lod"].into_iter().find_map(|s| column.strip_suffix(s));
-            let slot = suffix.unwrap_or(&column).to_owned();
+            let slot = ragged::Part::split(&column).map_or(column.as_str(), |s| s.0).to_owned();
             if !slots.contains(&slot) {
                 slots.push(slot);
             }
         }
     }
     Ok(Box::new(bound::Bound::new(multislot::MultiSlot::open(paths, &slots)?, inputs, &options.binds)?))
+}
+
+/// What a build without the feature says of a `.parquet`.
+#[cfg(not(feature = "parquet"))]
+fn no_parquet(path: &Path) -> DataError {
+    DataError::file(path, "this build reads and writes no .parquet; build with `--features parquet`")
+}
+
+#[cfg(not(feature = "parquet"))]
+fn parquet_files(paths: &[PathBuf], _: &[InputSpec], _: &Options) -> Result<Box<dyn Source>, DataError> {
+    Err(no_parquet(paths.first().map_or(Path::new(""), PathBuf::as_path)))
+}
+
+#[cfg(feature = "parquet")]
+fn parquet_files(paths: &[PathBuf], inputs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, DataError> {
+    Ok(Box::new(bound::Bound::new(parquet::Parquet::open(paths, options.empty.clone())?, inputs, &options.binds)?))
 }
 
 /// Starts a file for outputs; it appears under its name when it is finished.
@@ -213,7 +236,11 @@ pub fn create(path: &Path) -> Result<Box<dyn Sink>, DataError> {
             Err(DataError::file(path, "outputs are written as .npz, .csv or a folder"))
         }
         Form::Folder => Ok(Box::new(folder::FolderSink::create(path)?)),
-        Form::MultiSlot => Err(DataError::file(path, "outputs are written as .npz, .csv or a folder")),
+        Form::MultiSlot => Err(DataError::file(path, "outputs are written as .npz, .csv, .parquet or a folder")),
+        #[cfg(feature = "parquet")]
+        Form::Parquet => Ok(Box::new(parquet::ParquetSink::create(path)?)),
+        #[cfg(not(feature = "parquet"))]
+        Form::Parquet => Err(no_parquet(path)),
         Form::Npz => Ok(Box::new(collect::NpzSink::create(path)?)),
         Form::Csv => Ok(Box::new(csv::CsvSink::create(path)?)),
     }

@@ -2,15 +2,15 @@
 //!
 //! Two forms, told apart by their first line: `count value… count value…`, a group for each slot in a known order, and
 //! `slot:value slot:value …`, where a slot comes as often as it has values and what stands in front without a slot is the slot
-//! `label`. A slot `S` with equally many values in each sample is the column `S`; any slot is also `S.values` with `S.offsets`
-//! (where each sample starts, as an EmbeddingBag takes it) or `S.lod` (the same with the end, as PaddlePaddle has it).
+//! `label`. A slot is read as any column of many values is.
 
 mod lines;
 
 use super::bound::Columns;
 use super::csv::{Cells, cells};
 use super::error::DataError;
-use crate::tensor::{DType, Shape, Tensor};
+use super::ragged::{Part, names};
+use crate::tensor::{DType, Tensor};
 use lines::Lines;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -30,15 +30,6 @@ pub struct MultiSlot {
     /// Whether lines name their slots.
     named: bool,
     rows: usize,
-}
-
-/// What of a slot is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Dense,
-    Values,
-    Offsets,
-    Lod,
 }
 
 impl MultiSlot {
@@ -84,13 +75,7 @@ impl MultiSlot {
         if let Some(slot) = place(column) {
             return Some((slot, Part::Dense));
         }
-        let (name, part) = column.rsplit_once('.')?;
-        let part = match part {
-            "values" => Part::Values,
-            "offsets" => Part::Offsets,
-            "lod" => Part::Lod,
-            _ => return None,
-        };
+        let (name, part) = Part::split(column)?;
         Some((place(name)?, part))
     }
 
@@ -143,7 +128,7 @@ impl Columns for MultiSlot {
     }
 
     fn names(&self) -> Vec<String> {
-        self.slots.iter().flat_map(|s| ["", ".values", ".offsets", ".lod"].map(|part| format!("{s}{part}"))).collect()
+        self.slots.iter().flat_map(|s| names(s)).collect()
     }
 
     fn lengths(&self, names: &[&str]) -> Result<Vec<Option<usize>>, DataError> {
@@ -190,7 +175,7 @@ impl Wanted {
         if let Some(length) = self.lengths.last_mut() {
             *length += 1;
         }
-        if matches!(self.part, Part::Offsets | Part::Lod) {
+        if !self.part.has_values() {
             return Ok(());
         }
         // Feature ids are any 64 bits; where a model takes them as int64, it takes the bits.
@@ -203,31 +188,7 @@ impl Wanted {
 
     /// The tensor, or the sample that does not fit and why.
     fn finish(self) -> Result<Tensor, (usize, String)> {
-        let n = self.lengths.len();
-        let starts = self.lengths.iter().scan(0, |end, len| {
-            let start = *end;
-            *end += *len as i64;
-            Some(start)
-        });
-        match self.part {
-            Part::Values => return Ok(self.cells.finish()),
-            Part::Offsets => return Ok(Tensor::vector(starts.collect::<Vec<i64>>())),
-            Part::Lod => {
-                let end = self.lengths.iter().sum::<usize>() as i64;
-                return Ok(Tensor::vector(starts.chain([end]).collect::<Vec<i64>>()));
-            }
-            Part::Dense => {}
-        }
-        let width = self.lengths.first().copied().unwrap_or(1);
-        if let Some(odd) = self.lengths.iter().position(|&len| len != width) {
-            let what = format!(
-                "{} values, the samples before have {width}; a slot of any number of values is read as .values with .offsets or .lod",
-                self.lengths[odd]
-            );
-            return Err((odd, what));
-        }
-        let t = self.cells.finish();
-        if width == 1 { Ok(t) } else { t.reshape(Shape::from([n, width])).map_err(|e| (0, e.to_string())) }
+        self.part.take(&self.lengths, self.cells.finish())
     }
 }
 
