@@ -370,3 +370,13 @@ fn a_variable_that_is_nearly_right_is_noticed() {
         text(&out.stderr)
     );
 }
+
+#[test]
+fn a_folder_is_one_run_with_all_its_rows() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let wide = model("widedeep_ts11");
+    let set = wide.with_file_name("test_data_set_0");
+    let said = ok(tmp.path(), &["run", path(&wide), "--input", path(&set), "--output", "o.csv"]);
+    assert!(said.starts_with("one run in "), "{said}");
+    assert_eq!(std::fs::read_to_string(tmp.path().join("o.csv")).expect("outputs").lines().count(), 1 + 6);
+}

@@ -313,3 +313,22 @@ fn a_pserver_that_hangs_is_an_error_within_the_time_and_never_a_default_row() {
     assert!(error.contains("pserver 127.0.0.1:") && error.contains("did not answer within 1.5 s"), "{error}");
     assert!(!field.dir().join("out.csv").exists());
 }
+
+#[test]
+fn default_rows_for_a_pserver_that_hangs_are_a_choice_and_counted() {
+    let field = Field::new(&[]);
+    let mut job = field.start(&["--worker_num", "1", "--rpc-timeout", "0.02", "--on-unavailable", "default"]);
+    field.wait_for(0, 16, &mut job);
+    let pids = children(job.id());
+    signal("-STOP", pids["s0"]);
+    signal("-STOP", pids["s1"]);
+    // The batches after those that were under way have no pserver.
+    field.wait_for(0, SAMPLES, &mut job);
+    signal("-CONT", pids["s0"]);
+    signal("-CONT", pids["s1"]);
+    let out = job.wait_with_output().expect("the launcher ends");
+    let (said, error) = (text(&out.stdout), text(&out.stderr));
+    assert!(out.status.success(), "{error}");
+    assert!(said.lines().last().expect("a line").ends_with(" ids got default rows because a pserver was unavailable"), "{said}");
+    assert!(!said.contains("were absent"), "{said}");
+}

@@ -68,6 +68,10 @@ pub(super) struct JobArgs {
     /// What an id gives that a keyed table does not hold [default: as the deployment says]
     #[arg(long, value_parser = ["zero", "error", "default"], value_name = "POLICY")]
     pub(super) on_absent: Option<String>,
+    /// What a lookup gives whose pserver is not to be reached within --rpc-timeout: an error, or default rows (zeros where a table
+    /// has none), which are counted
+    #[arg(long, default_value = "error", value_parser = ["error", "default"], value_name = "POLICY")]
+    pub(super) on_unavailable: String,
     /// File with the secret that all processes of the job share
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
@@ -155,6 +159,7 @@ impl JobArgs {
             ("label", text(&self.label)),
             ("model", fingerprint.to_owned()),
             ("on_absent", text(&self.on_absent)),
+            ("on_unavailable", self.on_unavailable.clone()),
             ("plan", plan.to_owned()),
             ("score", text(&self.score)),
             ("slots", self.slots.join(",")),
@@ -240,8 +245,11 @@ pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples) ->
         let groups = r.groups.map(|(all, both)| format!(" over {both} of {all} groups; {} have one class only", all - both));
         lines.push(format!("{}{}", all.join("  "), groups.unwrap_or_default()));
     }
-    if s.absent > 0 {
-        lines.push(format!("{} ids were absent from their table and got its row for absent ids", s.absent));
+    if s.filled.absent > 0 {
+        lines.push(format!("{} ids were absent from their table and got its row for absent ids", s.filled.absent));
+    }
+    if s.filled.unavailable > 0 {
+        lines.push(format!("{} ids got default rows because a pserver was unavailable", s.filled.unavailable));
     }
     Ok(lines)
 }
@@ -249,7 +257,8 @@ pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples) ->
 fn write_json(path: &Path, s: &Summary, seconds: f64, rate: f64) -> anyhow::Result<()> {
     let mut json = s.metrics.as_ref().map_or_else(|| serde_json::json!({}), metrics_json);
     json["samples"] = s.samples.into();
-    json["absent_ids"] = s.absent.into();
+    json["absent_ids"] = s.filled.absent.into();
+    json["unavailable_ids"] = s.filled.unavailable.into();
     json["seconds"] = seconds.into();
     json["samples_per_second"] = rate.into();
     let text = serde_json::to_string_pretty(&json)?;

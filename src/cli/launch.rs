@@ -215,6 +215,7 @@ fn child_args(args: &Args, dir: &Path, worker: bool, servers: &[Seat], workers: 
     flag("--batch-size", job.batch_size.to_string());
     flag("--connect-timeout", job.connect_timeout.to_string());
     flag("--rpc-timeout", job.rpc_timeout.to_string());
+    flag("--on-unavailable", job.on_unavailable.clone());
     flag("--parts", args.parts().display().to_string());
     flag("--report", args.report().display().to_string());
     job.input.iter().for_each(|p| flag("--input", p.display().to_string()));

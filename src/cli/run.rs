@@ -10,9 +10,9 @@ use crate::ir::Model;
 use crate::job::endpoints::{self, System};
 use crate::job::launch::{LISTEN_ENV, PARENT_ENV, RESTARTED_ENV};
 use crate::job::roles::{Role, RoleFlags, near_misses, resolve};
-use crate::job::{Job, JobError, PartsOptions, predict, remove_parts};
+use crate::job::{Filled, Job, JobError, PartsOptions, predict, remove_parts};
 use crate::plan::Manifest;
-use crate::store::{self, ServeOptions, Shards, Store};
+use crate::store::{self, Fallback, ServeOptions, Shards, Store};
 use crate::{deploy, formats};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
@@ -159,10 +159,10 @@ fn local(args: &Args) -> anyhow::Result<()> {
         let runtime = runtime()?;
         let options = Options { threads, store: Some(store.clone()), runtime: Some(runtime.handle().clone()), ..Options::default() };
         let session = Session::new(&model, options)?;
-        return Ok(job(args, &session, None, None, &|| store.stats().absent)??);
+        return Ok(job(args, &session, None, None, &|| Filled { absent: store.stats().absent, unavailable: 0 })??);
     }
     let session = Session::new(&formats::load(&args.model)?, Options { threads, ..Options::default() })?;
-    Ok(job(args, &session, None, None, &|| 0)??)
+    Ok(job(args, &session, None, None, &Filled::default)??)
 }
 
 fn open_deployment(path: &Path) -> anyhow::Result<(Manifest, Model)> {
@@ -213,17 +213,25 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
         // A worker that is done waits for the others as long as they are alive, which heartbeats tell.
         group.timeout = Duration::from_secs(30 * 24 * 3600);
     }
-    let store = if servers.is_empty() || manifest.tables.is_empty() {
+    let mut fallback = None;
+    let store: Option<Arc<dyn Store>> = if servers.is_empty() || manifest.tables.is_empty() {
         None
     } else {
-        Some(runtime.block_on(store::connect(Arc::new(manifest), servers, args.job.connect_options()?))?)
+        let manifest = Arc::new(manifest);
+        let store = runtime.block_on(store::connect(manifest.clone(), servers, args.job.connect_options()?))?;
+        if args.job.on_unavailable == "default" {
+            fallback = Some(Arc::new(Fallback::new(store.clone(), &manifest)?));
+        }
+        Some(fallback.clone().map_or(store, |f| f as Arc<dyn Store>))
     };
+    let filled =
+        || Filled { absent: store.as_ref().map_or(0, |s| s.stats().absent), unavailable: fallback.as_ref().map_or(0, |f| f.defaulted()) };
     // A model that cannot be run says so before the group is formed; the group's collectives come after.
     let threads = args.job.threads.unwrap_or(0);
-    let options = Options { threads, store, runtime: Some(runtime.handle().clone()), ..Options::default() };
+    let options = Options { threads, store: store.clone(), runtime: Some(runtime.handle().clone()), ..Options::default() };
     let mut rejoins = 0;
     let result = loop {
-        let error = match attempt(args, &model, &options, (&group, &listener), (&parts, collectives), &runtime) {
+        let error = match attempt(args, &model, &options, (&group, &listener), (&parts, collectives), &runtime, &filled) {
             Ok(Err(e)) if args.rejoin && e.is_lost() && rejoins < REJOINS => e,
             other => break other,
         };
@@ -246,6 +254,7 @@ fn attempt(
     (group, listener): (&GroupOptions, &Option<TcpListener>),
     (parts, collectives): (&PartsOptions, bool),
     runtime: &Runtime,
+    filled: &dyn Fn() -> Filled,
 ) -> anyhow::Result<Result<(), JobError>> {
     let mut session = if collectives { None } else { Some(Session::new(model, options.clone())?) };
     let comm = if group.endpoints.len() > 1 {
@@ -261,9 +270,8 @@ fn attempt(
         Some(session) => session,
         None => Session::new(model, Options { comm: comm.clone(), ..options.clone() })?,
     };
-    let absent = || options.store.as_ref().map_or(0, |s| s.stats().absent);
     let comm = comm.as_deref().map(|c| (c, runtime.handle().clone()));
-    job(args, &session, comm, Some((parts, collectives)), &absent)
+    job(args, &session, comm, Some((parts, collectives)), filled)
 }
 
 fn pserver(args: &Args, index: usize, servers: usize, bind: &str) -> anyhow::Result<()> {
@@ -319,7 +327,7 @@ fn job(
     session: &Session,
     comm: Option<(&dyn Comm, tokio::runtime::Handle)>,
     parts: Option<(&PartsOptions, bool)>,
-    absent: &dyn Fn() -> u64,
+    filled: &dyn Fn() -> Filled,
 ) -> anyhow::Result<Result<(), JobError>> {
     let a = &args.job;
     let source = a.source(&input_specs(session))?;
@@ -341,7 +349,7 @@ fn job(
         score: a.score.clone(),
         // Worker 0 may want outputs of which the others know nothing.
         outputs: a.output.is_some() || args.parts.is_none(),
-        absent,
+        filled,
         progress: &|done, all| meter.set(done, all),
         conclude: &|summary| {
             meter.done();

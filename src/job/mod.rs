@@ -12,3 +12,4 @@ mod schedule;
 
 pub use parts::{PartsOptions, parts_dir, remove_parts};
 pub use predict::{DEFAULT_BATCH, Job, JobError, Summary, predict};
+pub use record::Filled;

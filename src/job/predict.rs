@@ -7,7 +7,7 @@
 use super::ahead::{Batch, read_ahead};
 use super::metrics::{Metrics, Report};
 use super::parts::{Parts, PartsOptions};
-use super::record::Record;
+use super::record::{Filled, Record};
 use super::schedule::Schedule;
 use crate::comm::{Comm, CommError, ReduceOp};
 use crate::data::{DataError, Samples, Sink, Source};
@@ -47,8 +47,8 @@ pub struct Job<'a> {
     pub score: Option<String>,
     /// Whether outputs are wanted at all.
     pub outputs: bool,
-    /// The number of absent ids so far.
-    pub absent: &'a dyn Fn() -> u64,
+    /// The ids so far that got a row that is not their own.
+    pub filled: &'a dyn Fn() -> Filled,
     /// Called with the samples that are done so far, here, and whether these are all that are done here.
     pub progress: &'a dyn Fn(usize, bool),
     /// Called on rank 0 when the output stands, before the others end.
@@ -71,7 +71,7 @@ impl<'a> Job<'a> {
             keep: Vec::new(),
             score: None,
             outputs: true,
-            absent: &|| 0,
+            filled: &Filled::default,
             progress: &|_, _| {},
             conclude: &|_| Ok(()),
         }
@@ -89,8 +89,8 @@ pub struct Summary {
     pub elapsed: Duration,
     /// The metrics over all workers.
     pub metrics: Option<Report>,
-    /// Ids of all workers that got their table's row for absent ids.
-    pub absent: u64,
+    /// Ids of all workers that got a row that is not their own.
+    pub filled: Filled,
 }
 
 /// Why a prediction failed.
@@ -144,7 +144,7 @@ pub fn predict(job: &Job, mut sink: Option<Box<dyn Sink>>) -> Result<Summary, Jo
         let listed = Schedule::Listed(batches.into_iter());
         run(job, listed, 0, &mut |record| {
             totals.add(&record);
-            sink.as_mut().map_or(Ok(()), |s| record.write(s.as_mut()))
+            sink.as_mut().map_or(Ok(()), |s| record.write(s.as_mut(), job.source.samples()))
         })?;
         if let Some(sink) = sink {
             sink.finish()?;
@@ -176,7 +176,7 @@ pub fn predict(job: &Job, mut sink: Option<Box<dyn Sink>>) -> Result<Summary, Jo
             let broken = || JobError::Metrics("what a worker put aside does not decode".into());
             let record = Record::decode(&mut bytes).ok_or_else(broken)?;
             totals.add(&record);
-            sink.as_mut().map_or(Ok(()), |s| record.write(s.as_mut()))?;
+            sink.as_mut().map_or(Ok(()), |s| record.write(s.as_mut(), job.source.samples()))?;
         }
         Ok(())
     })?;
@@ -207,19 +207,19 @@ fn batches(samples: &Samples, batch: usize) -> Vec<Range<usize>> {
 #[derive(Default)]
 struct Totals {
     metrics: Metrics,
-    absent: u64,
+    filled: Filled,
 }
 
 impl Totals {
     fn add(&mut self, record: &Record) {
         record.metrics.iter().for_each(|m| self.metrics.merge(m));
-        self.absent += record.absent;
+        self.filled = self.filled.plus(record.filled);
     }
 
     fn summary(&self, job: &Job, samples: usize, before: usize, start: Instant) -> Summary {
         let root = job.comm.as_ref().is_none_or(|(c, _)| c.rank() == 0);
         let metrics = (root && job.label.is_some()).then(|| self.metrics.report());
-        Summary { samples, before, elapsed: start.elapsed(), metrics, absent: self.absent }
+        Summary { samples, before, elapsed: start.elapsed(), metrics, filled: self.filled }
     }
 }
 
@@ -229,13 +229,13 @@ fn run(job: &Job, schedule: Schedule, before: usize, done: &mut dyn FnMut(Record
     std::thread::scope(|scope| {
         for batch in read_ahead(scope, job, schedule) {
             let Batch { range, inputs, labels, groups, kept } = batch?;
-            let absent = (job.absent)();
+            let before = (job.filled)();
             let outputs = job.session.run(inputs).map_err(|error| JobError::Batch { range: range.clone(), error })?;
             let metrics = labels.map(|l| score(job, &l, groups.as_deref(), &outputs)).transpose()?;
-            let absent = (job.absent)() - absent;
+            let filled = (job.filled)().since(before);
             samples += range.len();
             let outputs = if job.outputs { kept.into_iter().chain(outputs).collect() } else { Vec::new() };
-            done(Record { range, absent, metrics, outputs })?;
+            done(Record { range, filled, metrics, outputs })?;
             (job.progress)(samples, false);
         }
         (job.progress)(samples, true);

@@ -2,7 +2,7 @@
 
 use super::metrics::Metrics;
 use super::predict::JobError;
-use crate::data::Sink;
+use crate::data::{Samples, Sink, whole_count};
 use crate::formats::onnx::value::{ValueKind, decode_value, encode_value};
 use crate::tensor::Value;
 use bytes::{Buf, Bytes};
@@ -10,16 +10,36 @@ use std::ops::Range;
 use twox_hash::XxHash3_64;
 
 /// The first bytes of a record; another layout takes others.
-const MAGIC: [u8; 4] = *b"GTB1";
+const MAGIC: [u8; 4] = *b"GTB2";
 /// Magic, length of the body, its checksum.
 const HEAD: usize = 20;
+
+/// Ids that got a row that is not their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Filled {
+    /// Their table does not hold them.
+    pub absent: u64,
+    /// Their pserver was not to be reached, and the job goes on with defaults.
+    pub unavailable: u64,
+}
+
+impl Filled {
+    pub(super) fn plus(self, o: Self) -> Self {
+        Self { absent: self.absent + o.absent, unavailable: self.unavailable + o.unavailable }
+    }
+
+    pub(super) fn since(self, before: Self) -> Self {
+        let minus = |a: u64, b: u64| a.saturating_sub(b);
+        Self { absent: minus(self.absent, before.absent), unavailable: minus(self.unavailable, before.unavailable) }
+    }
+}
 
 /// A batch that is done.
 #[derive(Debug)]
 pub(super) struct Record {
     pub range: Range<usize>,
-    /// Ids that got their table's row for absent ids.
-    pub absent: u64,
+    /// Ids that got their table's row for absent ids, and those that got one because a pserver was unavailable.
+    pub filled: Filled,
     pub metrics: Option<Metrics>,
     pub outputs: Vec<(String, Value)>,
 }
@@ -29,7 +49,7 @@ impl Record {
     pub fn encode(&self) -> Result<Vec<u8>, JobError> {
         let mut out = vec![0; HEAD];
         let metrics = self.metrics.as_ref().map(Metrics::to_bytes).unwrap_or_default();
-        for n in [self.range.start as u64, self.range.len() as u64, self.absent, metrics.len() as u64] {
+        for n in [self.range.start as u64, self.range.len() as u64, self.filled.absent, self.filled.unavailable, metrics.len() as u64] {
             out.extend(n.to_le_bytes());
         }
         out.extend(metrics);
@@ -52,7 +72,8 @@ impl Record {
         let len = whole(bytes)?;
         let mut body = bytes.split_to(len).slice(HEAD..);
         let (start, count) = (word(&mut body)?, word(&mut body)?);
-        let (absent, metrics) = (word(&mut body)? as u64, word(&mut body)?);
+        let filled = Filled { absent: word(&mut body)? as u64, unavailable: word(&mut body)? as u64 };
+        let metrics = word(&mut body)?;
         if metrics > body.len() {
             return None;
         }
@@ -72,12 +93,16 @@ impl Record {
             }
             outputs.push(decode_value(&body.split_to(len), Some(kind)).ok()?);
         }
-        Some(Self { range: start..start.checked_add(count)?, absent, metrics, outputs })
+        Some(Self { range: start..start.checked_add(count)?, filled, metrics, outputs })
     }
 
-    /// Writes the outputs where they belong.
-    pub fn write(&self, sink: &mut dyn Sink) -> Result<(), JobError> {
-        Ok(sink.write(self.range.start, self.range.len(), &self.outputs)?)
+    /// Writes the outputs where they belong; of a run that is not split, all that there is.
+    pub fn write(&self, sink: &mut dyn Sink, samples: &Samples) -> Result<(), JobError> {
+        let count = match samples {
+            Samples::Count(_) => self.range.len(),
+            Samples::Whole(_) => whole_count(&self.outputs),
+        };
+        Ok(sink.write(self.range.start, count, &self.outputs)?)
     }
 }
 
@@ -109,7 +134,7 @@ mod tests {
         let mut metrics = Metrics::default();
         metrics.add(1.0, 0.75);
         let outputs = vec![("p".to_owned(), Tensor::vector(vec![start as f32, 0.5]).into())];
-        Record { range: start..start + 2, absent: 3, metrics: Some(metrics), outputs }
+        Record { range: start..start + 2, filled: Filled { absent: 3, unavailable: 4 }, metrics: Some(metrics), outputs }
     }
 
     #[test]
@@ -120,7 +145,7 @@ mod tests {
         let mut bytes = Bytes::from(bytes);
         for start in [4, 9] {
             let (found, expected) = (Record::decode(&mut bytes).unwrap(), record(start));
-            assert_eq!((found.range, found.absent, found.metrics), (expected.range, 3, expected.metrics));
+            assert_eq!((found.range, found.filled, found.metrics), (expected.range, expected.filled, expected.metrics));
             assert_eq!(found.outputs, expected.outputs);
         }
         assert!(bytes.is_empty());

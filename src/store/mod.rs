@@ -2,6 +2,7 @@
 
 mod counters;
 mod dedup;
+mod fallback;
 mod gather;
 mod keys;
 mod layout;
@@ -15,6 +16,7 @@ mod stream;
 mod writer;
 
 pub use dedup::Dedup;
+pub use fallback::Fallback;
 pub use memory::Memory;
 pub use piece::{PieceRows, checksum};
 pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, serve, serve_shards, server_info, stop_server};
