@@ -237,6 +237,23 @@ mod tests {
     }
 
     #[test]
+    fn a_gzipped_file_is_read_on_from_batch_to_batch() {
+        use std::io::Write;
+        let tmp = tempfile::tempdir().unwrap();
+        let path = tmp.path().join("x.multislot.gz");
+        let mut gz = flate2::write::GzEncoder::new(std::fs::File::create(&path).unwrap(), flate2::Compression::fast());
+        (0..1000).for_each(|i| writeln!(gz, "a:{i}").unwrap());
+        gz.finish().unwrap();
+        let slots = MultiSlot::open(&[path], &[]).unwrap();
+        // On, further on, back.
+        for range in [10..20, 20..30, 700..701, 0..3] {
+            let read = slots.read(&[("a", Some(DType::I64))], Some(range.clone())).unwrap();
+            assert_eq!(read, [Tensor::vector(range.map(|i| i as i64).collect::<Vec<_>>())]);
+        }
+        assert_eq!(slots.lengths(&["a"]).unwrap(), [Some(1000)]);
+    }
+
+    #[test]
     fn faults_are_told_with_their_place() {
         let error = |files: &[&str], slots, column| check(files, slots, &[(column, DType::I64)], 0..2).unwrap_err();
         assert_eq!(error(&["1 1\n1 x\n"], "a", "a"), "0.txt:2: column \"a\": expected int64, found \"x\"");

@@ -243,3 +243,81 @@ fn same_job(path: &Path, identity: &BTreeMap<String, String>) -> Result<(), Data
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::{Filled, Record};
+    use super::*;
+    use bytes::Bytes;
+
+    fn options(dir: &Path, resume: bool, batch: &str) -> PartsOptions {
+        let identity = [("batch".to_owned(), batch.to_owned())].into();
+        PartsOptions { dir: dir.join("o.parts"), resume, identity }
+    }
+
+    fn put(parts: &mut Parts, range: Range<usize>) {
+        let record = Record { range: range.clone(), filled: Filled::default(), metrics: None, outputs: Vec::new() };
+        parts.put(range, record.encode().unwrap()).unwrap();
+    }
+
+    fn ranges(parts: &mut Parts) -> Vec<Range<usize>> {
+        let pieces = parts.pieces().unwrap();
+        let mut bytes: Bytes = pieces.iter().flat_map(|p| parts.read(p).unwrap()).collect::<Vec<u8>>().into();
+        std::iter::from_fn(|| Record::decode(&mut bytes)).map(|r| r.range).collect()
+    }
+
+    #[test]
+    fn a_worker_goes_on_behind_its_last_whole_record() {
+        let tmp = tempfile::tempdir().unwrap();
+        let mut parts = Parts::open(Some(&options(tmp.path(), false, "2")), 0, 2).unwrap();
+        put(&mut parts, 0..2);
+        put(&mut parts, 4..6);
+        drop(parts);
+        // The last record was cut off.
+        let path = file_of(&tmp.path().join("o.parts"), 0);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        let mut parts = Parts::open(Some(&options(tmp.path(), true, "2")), 0, 2).unwrap();
+        assert_eq!((parts.own(), parts.samples(), parts.has(&(0..2)), parts.has(&(4..6))), (1, 2, true, false));
+        put(&mut parts, 4..6);
+        assert_eq!(ranges(&mut parts), [0..2, 4..6]);
+        parts.keep(1).unwrap();
+        put(&mut parts, 8..9);
+        assert_eq!(ranges(&mut parts), [0..2, 8..9]);
+        // Another start throws them away.
+        let mut parts = Parts::open(Some(&options(tmp.path(), false, "2")), 0, 2).unwrap();
+        assert!(ranges(&mut parts).is_empty());
+        parts.remove();
+        assert!(!tmp.path().join("o.parts").exists());
+    }
+
+    #[test]
+    fn what_other_workers_finished_counts_and_rank_0_takes_along_what_nobody_else_would() {
+        let tmp = tempfile::tempdir().unwrap();
+        for (rank, range) in [(0, 0..2), (1, 2..4), (2, 4..6)] {
+            put(&mut Parts::open(Some(&options(tmp.path(), false, "2")), rank, 3).unwrap(), range);
+        }
+        // Two workers go on where three were.
+        let mut first = Parts::open(Some(&options(tmp.path(), true, "2")), 0, 2).unwrap();
+        assert!([0..2, 2..4, 4..6].iter().all(|b| first.has(b)) && !first.has(&(6..8)));
+        assert_eq!(ranges(&mut first), [0..2, 4..6]);
+        let mut second = Parts::open(Some(&options(tmp.path(), true, "2")), 1, 2).unwrap();
+        assert_eq!(ranges(&mut second), [2..4]);
+    }
+
+    #[test]
+    fn parts_of_another_job_are_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        drop(Parts::open(Some(&options(tmp.path(), false, "2")), 0, 1).unwrap());
+        let Err(error) = Parts::open(Some(&options(tmp.path(), true, "3")), 0, 1) else { panic!("another batch") };
+        assert!(error.to_string().contains("batch was \"2\" and is \"3\""), "{error}");
+    }
+
+    #[test]
+    fn without_a_folder_parts_are_in_memory() {
+        let mut parts = Parts::open(None, 0, 1).unwrap();
+        put(&mut parts, 0..3);
+        put(&mut parts, 3..4);
+        assert_eq!(ranges(&mut parts), [0..3, 3..4]);
+    }
+}

@@ -81,3 +81,45 @@ impl Claims {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::parts::PartsOptions;
+    use super::super::record::{Filled, Record};
+    use super::*;
+
+    #[test]
+    fn each_batch_is_taken_once_and_a_worker_comes_back_to_what_it_had_taken() {
+        let tmp = tempfile::tempdir().unwrap();
+        let batches: Vec<Range<usize>> = (0..10).map(|k| k * 2..k * 2 + 2).collect();
+        let open = |rank, resume| {
+            let options = PartsOptions { dir: tmp.path().into(), resume, identity: Default::default() };
+            Parts::open(Some(&options), rank, 2).unwrap()
+        };
+        let claim = |rank, parts: &Parts| Schedule::claimed(batches.clone(), rank, tmp.path(), parts).unwrap();
+        let (mut one, two) = (open(0, false), open(1, false));
+        let (mut a, mut b) = (claim(0, &one), claim(1, &two));
+        let next = |s: &mut Schedule| s.next().unwrap().map(|r| r.start / 2);
+        assert_eq!([next(&mut a), next(&mut b), next(&mut a), next(&mut a), next(&mut b)], [0, 1, 2, 3, 4].map(Some));
+        // Worker 0 finished batch 2 of its 0, 2 and 3, and dies.
+        let record = Record { range: 4..6, filled: Filled::default(), metrics: None, outputs: Vec::new() };
+        one.put(4..6, record.encode().unwrap()).unwrap();
+        drop((one, a));
+        let one = open(0, true);
+        let mut a = claim(0, &one);
+        assert_eq!([next(&mut a), next(&mut a), next(&mut a), next(&mut b)], [0, 3, 5, 6].map(Some));
+        let rest: Vec<usize> = std::iter::from_fn(|| next(&mut a)).collect();
+        assert_eq!((rest, next(&mut b)), (vec![7, 8, 9], None));
+    }
+
+    #[test]
+    fn fixed_shares_leave_out_what_is_finished() {
+        let tmp = tempfile::tempdir().unwrap();
+        let options = PartsOptions { dir: tmp.path().into(), resume: false, identity: Default::default() };
+        let parts = Parts::open(Some(&options), 1, 3).unwrap();
+        let batches: Vec<Range<usize>> = (0..8).map(|k| k..k + 1).collect();
+        let mut mine = Schedule::fixed(&batches, 1, 3, &parts);
+        let starts: Vec<usize> = std::iter::from_fn(|| mine.next().unwrap()).map(|r| r.start).collect();
+        assert_eq!(starts, [1, 4, 7]);
+    }
+}
