@@ -234,3 +234,149 @@ fn inspect_and_dump_show_the_model() {
     assert_eq!(facts["tables"][0]["remote"], true);
     assert!(ok(tmp.path(), &["dump", path(&model("emb_ts11"))]).starts_with("model ir_version="));
 }
+
+#[test]
+fn twenty_launches_at_once_take_no_port_from_each_other() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let dir = tmp.path();
+    let log = small_log(dir);
+    ok(dir, &["rewrite", path(&model("widedeep_ts11")), "-o", "w.dist", "--shards", "2", "--min-bytes", "0"]);
+    let launch = |i: usize| {
+        let (out, logs) = (format!("{i}.csv"), format!("log{i}"));
+        let mut args = vec!["launch", "w.dist", "--server_num=2", "--worker_num=2", "--input", path(&log), "--output", &out];
+        args.extend(BINDS);
+        args.extend(["--log_dir", &logs, "--batch-size", "64"]);
+        graphtool(dir).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a launcher")
+    };
+    let launchers: Vec<_> = (0..20).map(launch).collect();
+    for launcher in launchers {
+        let out = launcher.wait_with_output().expect("it ends");
+        assert!(out.status.success(), "{}", text(&out.stderr));
+    }
+    let first = std::fs::read(dir.join("0.csv")).expect("outputs");
+    assert!((1..20).all(|i| std::fs::read(dir.join(format!("{i}.csv"))).expect("outputs") == first));
+}
+
+#[test]
+fn columns_are_kept_and_groups_measured() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let dir = tmp.path();
+    let log = std::fs::read_to_string(small_log(dir)).expect("text");
+    // Users of four rows each; the last has rows of one class only.
+    let mark = |(i, line): (usize, &str)| match i {
+        0 => format!("{line},user,row"),
+        297.. => format!("0{},last,r{i}", &line[1..]),
+        _ => format!("{line},u{},r{i}", i / 4),
+    };
+    let lines: Vec<String> = log.lines().enumerate().map(mark).collect();
+    std::fs::write(dir.join("users.csv"), lines.join("\n")).expect("written");
+    ok(dir, &["rewrite", path(&model("widedeep_ts11")), "-o", "w.dist", "--shards", "2", "--min-bytes", "0"]);
+    let run = |head: &[&str], out: &str| {
+        let mut args = head.to_vec();
+        args.extend(["--input", "users.csv", "--output", out, "--keep", "row,user", "--label", "click", "--group", "user"]);
+        args.extend(["--batch-size", "50"]);
+        args.extend(BINDS);
+        ok(dir, &args).lines().last().expect("metrics").to_owned()
+    };
+    let metrics = run(&["run", "w.dist"], "one.csv");
+    assert!(metrics.contains("grouped_auc 0.") && metrics.contains(" groups; ") && metrics.ends_with(" have one class only"), "{metrics}");
+    let all = std::fs::read_to_string(dir.join("one.csv")).expect("outputs");
+    assert_eq!(all.lines().next(), Some("row,user,prob"));
+    assert!(all.lines().nth(5).expect("a row").starts_with("r5,u1,0."), "{all}");
+    assert_eq!(run(&["launch", "w.dist", "--server-num", "2", "--trainer-num", "3"], "three.csv"), metrics);
+    assert_eq!(std::fs::read_to_string(dir.join("three.csv")).expect("outputs"), all);
+    let mut args = vec!["run", "w.dist", "--input", "users.csv", "--keep", "nobody", "--output", "no.csv"];
+    args.extend(BINDS);
+    assert!(fails(dir, &args, 1).contains("\"nobody\": no such column"));
+    assert!(!dir.join("no.csv").exists());
+}
+
+#[test]
+fn many_files_and_patterns_are_read_as_one() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let dir = tmp.path();
+    let log = std::fs::read_to_string(small_log(dir)).expect("text");
+    let (head, rows) = log.split_once('\n').expect("a header");
+    let rows: Vec<&str> = rows.lines().collect();
+    for (i, part) in rows.chunks(70).enumerate() {
+        std::fs::write(dir.join(format!("part-{i}.csv")), format!("{head}\n{}\n", part.join("\n"))).expect("written");
+    }
+    let wide = model("widedeep_ts11");
+    let run = |input: &str, out: &str| {
+        let mut args = vec!["run", path(&wide), "--input", input, "--output", out, "--batch-size", "64"];
+        args.extend(BINDS);
+        ok(dir, &args);
+        std::fs::read(dir.join(out)).expect("outputs")
+    };
+    assert!(run("log.csv", "a.npz") == run("part-*.csv", "b.npz"));
+    let error = fails(dir, &["run", path(&wide), "--input", "gone-*.csv"], 1);
+    assert!(error.contains("gone-*.csv: no file matches this pattern"), "{error}");
+    // The same samples as MultiSlot text, slots named and counted.
+    let named = |row: &&str| {
+        let cells: Vec<&str> = row.split(',').collect();
+        let slot = |name: &str, cells: &[&str]| cells.iter().map(|c| format!(" {name}:{c}")).collect::<String>();
+        format!("{}{}{}", cells[0], slot("dense", &cells[1..6]), slot("sparse", &cells[6..10]))
+    };
+    let counted = |row: &&str| {
+        let cells: Vec<&str> = row.split(',').collect();
+        format!("1 {} 5 {} 4 {}", cells[0], cells[1..6].join(" "), cells[6..10].join(" "))
+    };
+    let expected = run("log.csv", "a.npz");
+    std::fs::write(dir.join("named.multislot"), rows.iter().map(named).collect::<Vec<_>>().join("\n")).expect("written");
+    std::fs::write(dir.join("counted.txt"), rows.iter().map(counted).collect::<Vec<_>>().join("\n")).expect("written");
+    ok(dir, &["run", path(&wide), "--input", "named.multislot", "--output", "n.npz", "--batch-size", "64", "--label", "label"]);
+    assert!(std::fs::read(dir.join("n.npz")).expect("outputs") == expected);
+    let slots = ["--format", "multislot", "--slots", "click,dense,sparse"];
+    let mut args = vec!["run", path(&wide), "--input", "counted.txt", "--output", "c.npz", "--batch-size", "64", "--label", "click"];
+    args.extend(slots);
+    ok(dir, &args);
+    assert!(std::fs::read(dir.join("c.npz")).expect("outputs") == expected);
+}
+
+#[test]
+fn endpoints_are_started_where_they_belong_and_loopback_is_told_to_nobody_else() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let dir = tmp.path();
+    let log = small_log(dir);
+    ok(dir, &["rewrite", path(&model("widedeep_ts11")), "-o", "w.dist", "--shards", "2", "--min-bytes", "0"]);
+    let args = |servers: &'static str, workers: &'static str| {
+        let mut args = vec!["launch", "w.dist", "--servers", servers, "--workers", workers, "--input", path(&log), "--output", "o.csv"];
+        args.extend(BINDS);
+        args
+    };
+    ok(dir, &args("127.0.0.1:0,localhost:0", "127.0.0.1:0,127.0.0.1:0"));
+    assert!(dir.join("o.csv").is_file() && dir.join("log/serverlog.1").is_file() && dir.join("log/workerlog.1").is_file());
+    // 192.0.2.1 is for documentation: no machine has it.
+    let error = fails(dir, &args("127.0.0.1:7001,192.0.2.1:7001", "127.0.0.1:7002"), 2);
+    assert!(error.contains("\"127.0.0.1:7001\": 192.0.2.1:7001 on another machine could not connect to a loopback address"), "{error}");
+    assert!(error.contains("--host or POD_IP"), "{error}");
+    let error = fails(dir, &args("192.0.2.1:1", "192.0.2.1:2"), 2);
+    assert!(error.contains("none of 192.0.2.1:2 is an address of this machine"), "{error}");
+    let run = ["run", "w.dist", "--role", "pserver", "--index", "0", "--servers", "127.0.0.1:0,192.0.2.1:7001"];
+    assert!(fails(dir, &run, 2).contains("could not connect to a loopback address"));
+    let mut args = args("127.0.0.1:0", "127.0.0.1:0");
+    args.extend(["--host", "0.0.0.0"]);
+    assert!(fails(dir, &args, 2).contains("0.0.0.0:0 is not loopback: give --token-file, or --insecure"));
+}
+
+#[test]
+fn a_variable_that_is_nearly_right_is_noticed() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let args = ["run", path(&model("widedeep_ts11")), "--input", "x.npz"].map(str::to_owned);
+    let out = graphtool(tmp.path()).args(args).env("PADDLE_TRAINER_NUM", "2").output().expect("the program runs");
+    assert!(
+        text(&out.stderr).contains("the variable PADDLE_TRAINER_NUM is not read; is PADDLE_TRAINERS_NUM meant?"),
+        "{}",
+        text(&out.stderr)
+    );
+}
+
+#[test]
+fn a_folder_is_one_run_with_all_its_rows() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let wide = model("widedeep_ts11");
+    let set = wide.with_file_name("test_data_set_0");
+    let said = ok(tmp.path(), &["run", path(&wide), "--input", path(&set), "--output", "o.csv"]);
+    assert!(said.starts_with("one run in "), "{said}");
+    assert_eq!(std::fs::read_to_string(tmp.path().join("o.csv")).expect("outputs").lines().count(), 1 + 6);
+}

@@ -393,3 +393,68 @@ async fn a_silent_rank_is_lost() {
     assert_eq!(a.unwrap_err().to_string(), "rank 1 lost: nothing was heard of it for 0.5 s");
     assert_eq!(b.unwrap_err().to_string(), "rank 0 lost: nothing was heard of it for 0.5 s");
 }
+
+/// A group in which places may be taken again, with one rank per vector entry.
+async fn rejoining(size: usize) -> (Vec<GroupOptions>, TcpListener, Vec<Option<Arc<dyn Comm>>>) {
+    let (mut options, listener) = plan(size);
+    options.iter_mut().for_each(|o| o.rejoin = true);
+    let group = form(options.clone(), listener.try_clone().unwrap()).await.into_iter().map(|c| Some(c.unwrap())).collect();
+    (options, listener, group)
+}
+
+fn late(o: &GroupOptions) -> GroupOptions {
+    GroupOptions { late: true, ..o.clone() }
+}
+
+async fn sum(group: &[Option<Arc<dyn Comm>>]) -> Vec<Result<Tensor, CommError>> {
+    join_all(group.iter().flatten().map(|c| c.all_reduce("x", t(&[1.0]), ReduceOp::Sum))).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rank_that_comes_back_before_the_first_collective_is_taken_in() {
+    let (options, _listener, mut group) = rejoining(3).await;
+    group[1] = None;
+    group[1] = Some(comm::connect(late(&options[1]), None).await.unwrap());
+    for result in sum(&group).await {
+        assert_eq!(result.unwrap(), t(&[3.0]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rank_0_that_comes_back_is_found_by_the_others() {
+    let (options, listener, mut group) = rejoining(3).await;
+    group[0] = None;
+    let root = comm::connect(late(&options[0]), Some(listener)).await.unwrap();
+    // Who asks before it has noticed is told of the loss, and comes again.
+    let others = group.drain(1..).zip(&options[1..]).map(|(comm, o)| async move {
+        let mut comm = comm.unwrap();
+        loop {
+            match comm.all_reduce("x", t(&[1.0]), ReduceOp::Sum).await {
+                Err(CommError::Lost { rank: 0, .. }) => comm = comm::connect(late(o), None).await.unwrap(),
+                done => break done.unwrap(),
+            }
+        }
+    });
+    let (sum, others) = futures::join!(root.all_reduce("x", t(&[1.0]), ReduceOp::Sum), join_all(others));
+    assert_eq!(sum.unwrap(), t(&[3.0]));
+    assert_eq!(others, [t(&[3.0]), t(&[3.0])]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rank_that_comes_back_later_ends_the_group_for_a_new_one() {
+    let (options, listener, mut group) = rejoining(2).await;
+    for result in sum(&group).await {
+        result.unwrap();
+    }
+    // Rank 1 knows nothing of the sum: the group ends, and what the two form next is whole again.
+    group[1] = None;
+    let back = tokio::spawn(comm::connect(late(&options[1]), None));
+    let lost = group[0].as_ref().unwrap().barrier("b").await.unwrap_err();
+    assert!(matches!(lost, CommError::Lost { rank: 1, .. }), "{lost}");
+    group[0] = None;
+    group[0] = Some(comm::connect(late(&options[0]), Some(listener)).await.unwrap());
+    group[1] = Some(back.await.unwrap().unwrap());
+    for result in sum(&group).await {
+        assert_eq!(result.unwrap(), t(&[2.0]));
+    }
+}

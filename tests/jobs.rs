@@ -22,7 +22,13 @@ const MODEL: &str = "graph g(ids: int64[b]) -> (p: float32[b], n: float32[]) {
   n = ReduceSum(count) {keepdims=0}
 }";
 
-fn run(dir: &Path, workers: usize, batch: usize, input: &Path, label: Option<&str>) -> (Vec<(String, Tensor)>, Summary) {
+fn run(
+    dir: &Path,
+    (workers, collectives): (usize, bool),
+    batch: usize,
+    input: &Path,
+    label: Option<&str>,
+) -> (Vec<(String, Tensor)>, Summary) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let output = dir.join(format!("{workers}.npz"));
     let handles: Vec<_> = local_group(workers)
@@ -41,7 +47,7 @@ fn run(dir: &Path, workers: usize, batch: usize, input: &Path, label: Option<&st
                 let source = data::open(&input, &specs, &data::Options::default()).expect("samples");
                 let sink = (comm.rank() == 0).then(|| data::create(&output).expect("a file"));
                 let comm = Some((comm.as_ref(), handle));
-                predict(&Job { session: &session, source: source.as_ref(), batch, comm, label, score: None, progress: &|_| {} }, sink)
+                predict(&Job { batch, comm, collectives, label, ..Job::new(&session, source.as_ref()) }, sink)
             })
         })
         .collect();
@@ -70,7 +76,7 @@ fn a_worker_without_a_batch_counts_as_joined() {
         (5, [10.0, 10.0, 10.0, 10.0, 10.0, 5.0, 5.0, 5.0]),
         (10, [15.0; 8]),
     ] {
-        let (outputs, summary) = run(tmp.path(), workers, 2, &input, None);
+        let (outputs, summary) = run(tmp.path(), (workers, true), 2, &input, None);
         assert_eq!(outputs[0].1, Tensor::vector(expected.clone()), "{workers} workers");
         assert_eq!(outputs[1].1, Tensor::vector(totals.to_vec()), "{workers} workers");
         assert_eq!(summary.samples, 15);
@@ -90,7 +96,54 @@ fn metrics_are_those_of_all_samples_each_once() {
     let arrays = [("ids".to_owned(), Tensor::vector(vec![0i64, 1, 2, 3])), ("y".to_owned(), Tensor::vector(vec![1i64, 0, 1, 0]))];
     npz::write_npz(&input, &arrays).expect("written");
     for workers in [1, 2, 3] {
-        let metrics = run(tmp.path(), workers, 2, &input, Some("y")).1.metrics.expect("metrics");
+        let metrics = run(tmp.path(), (workers, false), 2, &input, Some("y")).1.metrics.expect("metrics");
         assert_eq!((metrics.count, metrics.auc.value()), (4, Some(0.75)), "{workers} workers");
+    }
+}
+
+#[test]
+fn no_sample_is_counted_twice_or_padded() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    deploy::rewrite(parse_model(MODEL).expect("a model"), &tmp.path().join("m.dist"), RewriteOptions { shards: 2, ..Default::default() })
+        .expect("a rewrite");
+    let input = tmp.path().join("in.npz");
+    let write = |ids: Vec<i64>, labels: Vec<i64>| {
+        npz::write_npz(&input, &[("ids".into(), Tensor::vector(ids)), ("y".into(), Tensor::vector(labels))]).expect("written");
+    };
+    // Five samples in batches of two: the second worker has one batch, the first two, of which one is of one sample.
+    write(vec![0, 1, 2, 3, 1], vec![0, 0, 1, 1, 1]);
+    for workers in [1, 2, 3] {
+        let (outputs, summary) = run(tmp.path(), (workers, false), 2, &input, Some("y"));
+        assert_eq!(outputs[0].1, Tensor::vector(vec![1.0f32, 21.0, 41.0, 61.0, 21.0]), "{workers} workers");
+        let metrics = summary.metrics.expect("metrics");
+        assert_eq!((summary.samples, metrics.count), (5, 5), "{workers} workers");
+        // |1-0| + |21-0| + |41-1| + |61-1| + |21-1| over five.
+        assert_eq!(metrics.mae.value(), Some(142.0 / 5.0), "{workers} workers");
+    }
+    // Two samples are one batch: the second worker has none at all; and no sample at all is an empty output.
+    write(vec![3, 0], vec![1, 0]);
+    assert_eq!(run(tmp.path(), (2, false), 2, &input, None).0[0].1, Tensor::vector(vec![61.0f32, 1.0]));
+    write(Vec::new(), Vec::new());
+    for workers in [1, 2] {
+        let (outputs, summary) = run(tmp.path(), (workers, false), 2, &input, Some("y"));
+        assert_eq!((outputs[0].1.shape().to_vec(), summary.samples), (vec![0], 0));
+        assert_eq!(summary.metrics.expect("metrics").auc.to_string(), "undefined (no samples)");
+    }
+}
+
+#[test]
+fn the_auc_of_two_workers_is_two_thirds_where_each_has_one_half() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let model = parse_model(
+        "graph g(ids: int64[b]) -> (p, n) {\n  param table: float32[6,1] = [0.6, 0.7, 0.1, 0.9, 0.2, 0.5]\n  param axis: int64[1] = [1]\n  rows = Gather(table, ids)\n  p = Squeeze(rows, axis)\n  n = Size(ids)\n}",
+    );
+    deploy::rewrite(model.expect("a model"), &tmp.path().join("m.dist"), RewriteOptions { shards: 2, ..Default::default() })
+        .expect("a rewrite");
+    let input = tmp.path().join("in.npz");
+    let labels = Tensor::vector(vec![1i64, 0, 0, 1, 1, 0]);
+    npz::write_npz(&input, &[("ids".into(), Tensor::vector((0..6i64).collect::<Vec<_>>())), ("y".into(), labels)]).expect("written");
+    for workers in [1, 2] {
+        let metrics = run(tmp.path(), (workers, false), 3, &input, Some("y")).1.metrics.expect("metrics");
+        assert_eq!(metrics.auc.to_string(), "0.666667", "{workers} workers");
     }
 }

@@ -54,7 +54,7 @@ struct Difference {
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let (a, b) = (session(&args.a)?, session(&args.b)?);
-    let source = data::open(&args.input, &input_specs(&a), &data::Options { binds: args.bind.clone(), empty: None })?;
+    let source = data::open(&args.input, &input_specs(&a), &data::Options { binds: args.bind.clone(), ..Default::default() })?;
     let n = match source.samples() {
         Samples::Count(n) => *n,
         Samples::Whole(_) => 1,

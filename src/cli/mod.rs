@@ -1,6 +1,7 @@
 //! The command line: one file per command. The only place that prints and reads the environment.
 
 mod bench;
+mod board;
 mod check;
 mod compare;
 mod convert;
@@ -10,6 +11,7 @@ mod explain;
 mod extract;
 mod import_tables;
 mod inspect;
+mod job;
 mod launch;
 mod merge;
 mod optimize;
@@ -93,7 +95,12 @@ impl std::error::Error for Exit {}
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
     // A panic is a fault of ours; it is still one line and an exit code.
     std::panic::set_hook(Box::new(|info| {
         if std::env::var_os("RUST_BACKTRACE").is_some() {

@@ -96,7 +96,7 @@ fn count(args: &Args, model: &Model, store: Arc<dyn Store>) -> anyhow::Result<Id
     let counted = Arc::new(Counted::new(store));
     let options = exec::Options { store: Some(counted.clone()), runtime: Some(runtime.handle().clone()), ..exec::Options::default() };
     let session = Session::new(model, options)?;
-    let read = data::Options { binds: args.bind.clone(), empty: args.empty.clone() };
+    let read = data::Options { binds: args.bind.clone(), empty: args.empty.clone(), ..Default::default() };
     let source = data::open_all(&args.input, &input_specs(&session), &read)?;
     let samples = match source.samples() {
         data::Samples::Count(n) => *n,

@@ -1,30 +1,35 @@
 //! `graphtool run`
 
-use super::{output, size, usage};
-use crate::comm::{self, GroupOptions};
-use crate::data::{self, Bind, InputSpec};
+pub(super) use super::job::input_specs;
+use super::job::{JobArgs, Meter, print, summarise};
+use super::{output, usage};
+use crate::comm::{self, Comm, GroupOptions};
+use crate::data;
 use crate::exec::{Options, Session};
-use crate::formats::onnx::value::ValueKind;
-use crate::ir::{Dim, Model, Type};
-use crate::job::launch::{LISTEN_ENV, PARENT_ENV};
-use crate::job::metrics::{Figure, Report};
-use crate::job::roles::{Role, RoleFlags, resolve};
-use crate::job::{DEFAULT_BATCH, Job, Summary, predict};
+use crate::ir::Model;
+use crate::job::endpoints::{self, System};
+use crate::job::launch::{LISTEN_ENV, PARENT_ENV, RESTARTED_ENV};
+use crate::job::roles::{Role, RoleFlags, near_misses, resolve};
+use crate::job::{Filled, Job, JobError, PartsOptions, predict, remove_parts};
 use crate::plan::Manifest;
-use crate::store::{self, ConnectOptions, ServeOptions};
+use crate::store::{self, Fallback, ServeOptions, Shards, Store};
 use crate::{deploy, formats};
-use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Runtime;
+
+/// Times that a group of workers is formed anew after one of them was lost.
+const REJOINS: usize = 100;
 
 /// Run a model on one machine, or one process of a distributed job
 ///
 /// On a plain model, or on a deployment directory without a role, everything happens in this process. With a role
-/// (flags, else PaddlePaddle's environment, else torchrun's) it is one worker or one pserver of a job.
+/// (flags, else PaddlePaddle's environment, else torchrun's) it is one worker or one pserver of a job. Which of them it is,
+/// is found by --rank or --index, the environment, the text of its own endpoint in the list, the address of this machine,
+/// or the number at the end of its host name (worker-3).
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A model file, or a deployment directory
@@ -46,92 +51,27 @@ pub(super) struct Args {
     /// This pserver's place among the servers
     #[arg(long)]
     index: Option<usize>,
-    /// Address that a pserver binds [default: from the endpoints, else 127.0.0.1]
+    /// Address that a pserver, or worker 0, binds [default: POD_IP, else from the endpoints, else 127.0.0.1]
     #[arg(long)]
     host: Option<String>,
-    /// Port that a pserver binds; 0 takes a free one and prints it [default: from the endpoints, else 0]
+    /// Port that a pserver, or worker 0, binds; 0 takes a free one and prints it [default: from the endpoints, else 0]
     #[arg(long)]
     port: Option<u16>,
-    /// Serve on an address that is not loopback without a token
+    /// Wait for workers that are lost to be started again, instead of ending with them
     #[arg(long)]
-    insecure: bool,
+    rejoin: bool,
     /// Let a client stop this pserver
     #[arg(long, hide = true)]
     remote_shutdown: bool,
-}
-
-/// What every form of a job takes.
-#[derive(clap::Args, Clone)]
-pub(super) struct JobArgs {
-    /// Samples: .npz, .npy, .csv, .csv.gz, or a folder in the layout of ONNX's test data; several files are read as one
-    #[arg(short, long, num_args = 1..)]
-    pub(super) input: Vec<PathBuf>,
-    /// Where outputs go: .npz, .csv, or a folder
-    #[arg(short, long)]
-    pub(super) output: Option<PathBuf>,
-    /// Which columns make up an input: INPUT=COL[,COL…] or INPUT=A1..A9 (may be given several times)
-    #[arg(long, value_name = "INPUT=COLS")]
-    pub(super) bind: Vec<Bind>,
-    /// What an empty cell of a .csv stands for [default: it is an error]
-    #[arg(long, value_name = "VALUE")]
-    pub(super) empty: Option<String>,
-    /// Column of labels (0 or 1): prints logloss, AUC and more over all samples
-    #[arg(long, value_name = "COLUMN")]
-    pub(super) label: Option<String>,
-    /// The output that is the score [default: the first]
-    #[arg(long, value_name = "OUTPUT")]
-    pub(super) score: Option<String>,
-    /// Samples in a batch; only equal batches give equal bits
-    #[arg(short, long, default_value_t = DEFAULT_BATCH, value_parser = positive)]
-    pub(super) batch_size: usize,
-    /// Threads for kernels; 0 is one per core [default: 0, in a launched job the cores shared out]
-    #[arg(short, long)]
-    pub(super) threads: Option<usize>,
-    /// Seconds to wait for peers that are not there yet
-    #[arg(long, default_value_t = 60.0, value_name = "SECONDS", value_parser = seconds)]
-    pub(super) connect_timeout: f64,
-    /// Seconds that a lookup may take, reconnects included
-    #[arg(long, default_value_t = 30.0, value_name = "SECONDS", value_parser = seconds)]
-    pub(super) rpc_timeout: f64,
-    /// Largest message on the wire; larger requests are split
-    #[arg(long, default_value = "64MiB", value_parser = size::parse, value_name = "SIZE")]
-    pub(super) max_frame: u64,
-    /// File with the secret that all processes of the job share
-    #[arg(long, value_name = "FILE")]
-    pub(super) token_file: Option<PathBuf>,
-    /// Write the metrics as JSON
-    #[arg(long, value_name = "FILE")]
-    pub(super) metrics_out: Option<PathBuf>,
-}
-
-/// What follows the number of ids that a keyed table lacked.
-pub(super) const ABSENT_IDS: &str = " ids were absent from their table and got its row for absent ids";
-
-fn seconds(text: &str) -> Result<f64, String> {
-    text.parse::<f64>().ok().filter(|s| *s > 0.0 && *s < 1e9).ok_or_else(|| format!("\"{text}\" is no number of seconds above 0"))
-}
-
-fn positive(text: &str) -> Result<usize, String> {
-    text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| format!("\"{text}\" is no number above 0"))
-}
-
-impl JobArgs {
-    fn token(&self) -> anyhow::Result<Option<String>> {
-        let Some(file) = &self.token_file else { return Ok(None) };
-        let text = std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
-        let token = text.trim().to_owned();
-        if token.is_empty() { Err(anyhow::anyhow!("{}: it is empty", file.display())) } else { Ok(Some(token)) }
-    }
-
-    pub(super) fn connect_options(&self) -> anyhow::Result<ConnectOptions> {
-        Ok(ConnectOptions {
-            connect_timeout: Duration::from_secs_f64(self.connect_timeout),
-            rpc_timeout: Duration::from_secs_f64(self.rpc_timeout),
-            max_frame: self.max_frame as usize,
-            token: self.token()?,
-            ..ConnectOptions::default()
-        })
-    }
+    /// Take the next batch that no worker has, by a list in the folder of parts
+    #[arg(long, hide = true)]
+    dynamic: bool,
+    /// Folder of finished batches, where it is not beside the output
+    #[arg(long, hide = true)]
+    parts: Option<PathBuf>,
+    /// Where worker 0 writes the last lines of the job
+    #[arg(long, hide = true)]
+    report: Option<PathBuf>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
@@ -146,11 +86,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         port: args.port,
     };
     let env = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-    let (role, source) = resolve(&flags, &env).map_err(usage)?;
+    if args.role.as_deref() != Some("local") {
+        for (name, near) in near_misses(&env) {
+            tracing::warn!("the variable {name} is not read; is {near} meant?");
+        }
+    }
+    let (role, source) = resolve(&flags, &env, &System).map_err(usage)?;
     tracing::info!("role {role:?} from {source}");
     match role {
+        Role::Local if args.job.resume => Err(usage("--resume goes on with a job of workers; this run has none")),
         Role::Local => local(&args),
-        Role::Worker { rank, workers, servers } => worker(&args, rank, workers, &servers),
+        Role::Worker { rank, workers, servers, bind } => worker(&args, rank, workers, &servers, &bind),
         Role::Pserver { index, servers, bind } => pserver(&args, index, servers, &bind),
     }
 }
@@ -158,12 +104,22 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 /// A child of a launcher ends when the launcher is gone.
 fn follow_parent() {
     let Some(parent) = std::env::var(PARENT_ENV).ok().and_then(|p| p.parse::<u32>().ok()) else { return };
+    // The system does it at once, even to a process that is stopped; the thread is for a launcher that was gone before.
+    #[cfg(target_os = "linux")]
+    if let Err(e) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
+        tracing::debug!("no signal at the end of the launcher: {e}");
+    }
     std::thread::spawn(move || {
         while std::os::unix::process::parent_id() == parent {
             std::thread::sleep(Duration::from_millis(200));
         }
         std::process::exit(1);
     });
+}
+
+/// Whether a launcher started this process.
+fn launched() -> bool {
+    std::env::var_os(PARENT_ENV).is_some()
 }
 
 /// The listening socket that a launcher handed over.
@@ -176,32 +132,37 @@ fn inherited_listener() -> anyhow::Result<Option<TcpListener>> {
 
 /// Binds an address; one that is not loopback only if `open` says that strangers are kept out or welcome.
 fn listen(bind: &str, open: bool) -> anyhow::Result<TcpListener> {
+    may_listen(bind, open)?;
     let addresses: Vec<_> = bind.to_socket_addrs().map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))?.collect();
-    if !open && addresses.iter().any(|a| !a.ip().is_loopback()) {
-        return Err(usage(format!("{bind} is not loopback: give --token-file, or --insecure to serve anybody")));
-    }
     TcpListener::bind(addresses.as_slice()).map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+/// That an address is loopback, or that `open` says that strangers are kept out or welcome.
+pub(super) fn may_listen(bind: &str, open: bool) -> anyhow::Result<()> {
+    let mut addresses = bind.to_socket_addrs().map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))?;
+    if !open && addresses.any(|a| !a.ip().is_loopback()) {
+        return Err(usage(format!("{bind} is not loopback: give --token-file, or --insecure to serve anybody")));
+    }
+    Ok(())
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)
 }
 
 fn local(args: &Args) -> anyhow::Result<()> {
+    let threads = args.job.threads.unwrap_or(0);
     if deploy::is_deployment(&args.model) {
-        let (_, model) = deploy::open(&args.model)?;
-        let store = store::open_local(&args.model)?;
+        let (mut manifest, model) = deploy::open(&args.model)?;
+        args.job.policies(&mut manifest);
+        let store: Arc<dyn Store> = Arc::new(Shards::open(&args.model, Arc::new(manifest), |_| true)?);
         let runtime = runtime()?;
-        let options = Options {
-            threads: args.job.threads.unwrap_or(0),
-            store: Some(store),
-            runtime: Some(runtime.handle().clone()),
-            ..Options::default()
-        };
-        return job(&args.job, &model, options, None, true);
+        let options = Options { threads, store: Some(store.clone()), runtime: Some(runtime.handle().clone()), ..Options::default() };
+        let session = Session::new(&model, options)?;
+        return Ok(job(args, &session, None, None, &|| Filled { absent: store.stats().absent, unavailable: 0 })??);
     }
-    let model = formats::load(&args.model)?;
-    job(&args.job, &model, Options { threads: args.job.threads.unwrap_or(0), ..Options::default() }, None, true)
+    let session = Session::new(&formats::load(&args.model)?, Options { threads, ..Options::default() })?;
+    Ok(job(args, &session, None, None, &Filled::default)??)
 }
 
 fn open_deployment(path: &Path) -> anyhow::Result<(Manifest, Model)> {
@@ -211,35 +172,106 @@ fn open_deployment(path: &Path) -> anyhow::Result<(Manifest, Model)> {
     Ok(deploy::open(path)?)
 }
 
-fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String]) -> anyhow::Result<()> {
-    let (manifest, model) = open_deployment(&args.model)?;
+/// Whether the graph has collectives.
+fn has_collectives(model: &Model) -> bool {
+    const COLLECTIVES: [&str; 5] = ["AllGather", "AllReduce", "Barrier", "Broadcast", "ReduceScatter"];
+    let is = |op: &crate::ir::OpName| *op.domain == *crate::ops::remote::DOMAIN && COLLECTIVES.contains(&&*op.name);
+    model.graphs().iter().any(|g| g.ops().iter().any(|&id| g.node(id).op().is_some_and(is)))
+}
+
+fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bind: &str) -> anyhow::Result<()> {
+    let (mut manifest, model) = open_deployment(&args.model)?;
+    args.job.policies(&mut manifest);
     let runtime = runtime()?;
-    let mut listener = inherited_listener()?;
+    let mut listener = inherited_listener()?.filter(|_| rank == 0);
     if listener.is_none() && rank == 0 && workers.len() > 1 {
-        listener = Some(listen(&workers[0], args.job.token()?.is_some() || args.insecure)?);
+        endpoints::reachable(bind, workers[1..].iter().map(String::as_str), &System).map_err(usage)?;
+        listener = Some(listen(bind, args.job.token()?.is_some() || args.job.insecure)?);
     }
-    let (plan_id, fingerprint) = (manifest.plan_id.clone(), manifest.fingerprint.clone());
-    let store = if servers.is_empty() || manifest.tables.is_empty() {
-        None
-    } else {
-        Some(runtime.block_on(store::connect(Arc::new(manifest), servers, args.job.connect_options()?))?)
+    let own = args.parts.clone().or_else(|| args.job.parts());
+    if own.is_none() && args.job.resume {
+        return Err(usage("--resume needs --output: what was put aside is beside it"));
+    }
+    let temporary = own.is_none();
+    let mut parts = PartsOptions {
+        dir: own.unwrap_or_else(|| std::env::temp_dir().join(format!("graphtool-{}.parts", std::process::id()))),
+        resume: args.job.resume,
+        identity: args.job.identity(&manifest.plan_id, &manifest.fingerprint)?,
     };
-    let size = workers.len();
-    let group = GroupOptions {
-        plan_id,
-        fingerprint,
+    let collectives = has_collectives(&model);
+    let mut group = GroupOptions {
+        plan_id: manifest.plan_id.clone(),
+        fingerprint: manifest.fingerprint.clone(),
         token: args.job.token()?,
         connect_timeout: Duration::from_secs_f64(args.job.connect_timeout),
         max_frame: args.job.max_frame as usize,
+        rejoin: args.rejoin,
+        late: !collectives && std::env::var_os(RESTARTED_ENV).is_some(),
         ..GroupOptions::new(rank, workers)
     };
+    if !collectives {
+        // A worker that is done waits for the others as long as they are alive, which heartbeats tell.
+        group.timeout = Duration::from_secs(30 * 24 * 3600);
+    }
+    let mut fallback = None;
+    let store: Option<Arc<dyn Store>> = if servers.is_empty() || manifest.tables.is_empty() {
+        None
+    } else {
+        let manifest = Arc::new(manifest);
+        let store = runtime.block_on(store::connect(manifest.clone(), servers, args.job.connect_options()?))?;
+        if args.job.on_unavailable == "default" {
+            fallback = Some(Arc::new(Fallback::new(store.clone(), &manifest)?));
+        }
+        Some(fallback.clone().map_or(store, |f| f as Arc<dyn Store>))
+    };
+    let filled =
+        || Filled { absent: store.as_ref().map_or(0, |s| s.stats().absent), unavailable: fallback.as_ref().map_or(0, |f| f.defaulted()) };
     // A model that cannot be run says so before the group is formed; the group's collectives come after.
-    let options = Options { threads: args.job.threads.unwrap_or(0), store, runtime: Some(runtime.handle().clone()), ..Options::default() };
-    let comm = if size > 1 { Some(runtime.block_on(comm::connect(group, listener))?) } else { None };
-    let options = Options { comm: comm.clone(), ..options };
-    let result = job(&args.job, &model, options, comm.map(|c| (c, runtime.handle().clone())), rank == 0);
+    let threads = args.job.threads.unwrap_or(0);
+    let options = Options { threads, store: store.clone(), runtime: Some(runtime.handle().clone()), ..Options::default() };
+    let mut rejoins = 0;
+    let result = loop {
+        let error = match attempt(args, &model, &options, (&group, &listener), (&parts, collectives), &runtime, &filled) {
+            Ok(Err(e)) if args.rejoin && e.is_lost() && rejoins < REJOINS => e,
+            other => break other,
+        };
+        tracing::warn!("{error}; going on when all workers are there again");
+        rejoins += 1;
+        (parts.resume, group.late) = (true, !collectives);
+    };
     runtime.shutdown_timeout(Duration::from_secs(1));
-    result
+    if temporary {
+        let _ = remove_parts(&parts.dir);
+    }
+    Ok(result??)
+}
+
+/// Forms the group and does this worker's part, from where it is.
+fn attempt(
+    args: &Args,
+    model: &Model,
+    options: &Options,
+    (group, listener): (&GroupOptions, &Option<TcpListener>),
+    (parts, collectives): (&PartsOptions, bool),
+    runtime: &Runtime,
+    filled: &dyn Fn() -> Filled,
+) -> anyhow::Result<Result<(), JobError>> {
+    let mut session = if collectives { None } else { Some(Session::new(model, options.clone())?) };
+    let comm = if group.endpoints.len() > 1 {
+        let listener = listener.as_ref().map(TcpListener::try_clone).transpose()?;
+        match runtime.block_on(comm::connect(group.clone(), listener)) {
+            Ok(comm) => Some(comm),
+            Err(e) => return Ok(Err(e.into())),
+        }
+    } else {
+        None
+    };
+    let session = match session.take() {
+        Some(session) => session,
+        None => Session::new(model, Options { comm: comm.clone(), ..options.clone() })?,
+    };
+    let comm = comm.as_deref().map(|c| (c, runtime.handle().clone()));
+    job(args, &session, comm, Some((parts, collectives)), filled)
 }
 
 fn pserver(args: &Args, index: usize, servers: usize, bind: &str) -> anyhow::Result<()> {
@@ -249,7 +281,11 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str) -> anyhow::Res
     let token = args.job.token()?;
     let listener = match inherited_listener()? {
         Some(l) => l,
-        None => listen(bind, token.is_some() || args.insecure)?,
+        None => {
+            let others = args.servers.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, s)| s.as_str());
+            endpoints::reachable(bind, others.chain(args.workers.iter().map(String::as_str)), &System).map_err(usage)?;
+            listen(bind, token.is_some() || args.job.insecure)?
+        }
     };
     let address = listener.local_addr()?;
     output::line(format!("pserver {index} of {servers} listens on {address}"))?;
@@ -285,124 +321,47 @@ pub(super) async fn stop_signal() {
     }
 }
 
-/// What a session wants as inputs, as data readers take it.
-pub(super) fn input_specs(session: &Session) -> Vec<InputSpec> {
-    session
-        .inputs()
-        .into_iter()
-        .map(|(name, ty, optional)| {
-            let kind = match ty {
-                Some(Type::Sequence(_)) => ValueKind::Sequence,
-                Some(Type::Optional(_)) => ValueKind::Optional,
-                Some(Type::Map { .. }) => ValueKind::Map,
-                _ => ValueKind::Tensor,
-            };
-            let dtype = ty.and_then(Type::dtype).unwrap_or(crate::tensor::DType::F32);
-            let dims = ty.and_then(Type::shape).map(|s| s.iter().map(Dim::known).collect());
-            InputSpec { kind, optional, ..InputSpec::tensor(name, dtype, dims) }
-        })
-        .collect()
-}
-
+/// Runs the samples of this process. What went wrong in the job is kept apart from what was wrong before it.
 fn job(
-    args: &JobArgs,
-    model: &Model,
-    options: Options,
-    comm: Option<(Arc<dyn comm::Comm>, tokio::runtime::Handle)>,
-    root: bool,
-) -> anyhow::Result<()> {
-    let store = options.store.clone();
-    let session = Session::new(model, options)?;
-    if args.input.is_empty() {
-        return Err(usage("--input is missing"));
-    }
-    let source =
-        data::open_all(&args.input, &input_specs(&session), &data::Options { binds: args.bind.clone(), empty: args.empty.clone() })?;
-    let sink = match &args.output {
+    args: &Args,
+    session: &Session,
+    comm: Option<(&dyn Comm, tokio::runtime::Handle)>,
+    parts: Option<(&PartsOptions, bool)>,
+    filled: &dyn Fn() -> Filled,
+) -> anyhow::Result<Result<(), JobError>> {
+    let a = &args.job;
+    let source = a.source(&input_specs(session))?;
+    let root = comm.as_ref().is_none_or(|(c, _)| c.rank() == 0);
+    let sink = match &a.output {
         Some(path) if root => Some(data::create(path)?),
         _ => None,
     };
-    let total = match source.samples() {
-        data::Samples::Count(n) => *n,
-        data::Samples::Whole(_) => 1,
-    };
-    let bar = progress(total);
-    let size = comm.as_ref().map_or(1, |(c, _)| c.size());
+    let meter = Meter::new(source.samples(), launched());
     let job = Job {
-        session: &session,
-        source: source.as_ref(),
-        batch: args.batch_size,
-        comm: comm.as_ref().map(|(c, h)| (c.as_ref(), h.clone())),
-        label: args.label.clone(),
-        score: args.score.clone(),
-        progress: &|done| bar.set_position((done * size) as u64),
+        batch: a.batch_size,
+        comm,
+        collectives: parts.is_some_and(|p| p.1),
+        dynamic: args.dynamic,
+        parts: parts.map(|p| p.0.clone()),
+        label: a.label.clone(),
+        group: a.group.clone(),
+        keep: a.keep.clone(),
+        score: a.score.clone(),
+        // Worker 0 may want outputs of which the others know nothing.
+        outputs: a.output.is_some() || args.parts.is_none(),
+        filled,
+        progress: &|done, all| meter.set(done, all),
+        conclude: &|summary| {
+            meter.done();
+            let lines = summarise(a, summary, source.samples()).map_err(|e| e.to_string())?;
+            if let Some(path) = &args.report {
+                std::fs::write(path, lines.join("\n")).map_err(|e| format!("{}: {e}", path.display()))?;
+            }
+            print(&lines).map_err(|e| e.to_string())
+        },
+        ..Job::new(session, source.as_ref())
     };
-    let summary = predict(&job, sink);
-    bar.finish_and_clear();
-    let summary = summary?;
-    if root {
-        summarise(args, &summary, source.samples())?;
-    }
-    if let Some(stats) = store.map(|s| s.stats()).filter(|s| s.absent > 0) {
-        output::line(format!("{} of {}{ABSENT_IDS}", stats.absent, stats.ids))?;
-    }
-    Ok(())
-}
-
-fn progress(total: usize) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style =
-        ProgressStyle::with_template("{bar:40} {pos}/{len} samples  {per_sec}  {eta}").unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(total as u64).with_style(style)
-}
-
-fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples) -> anyhow::Result<()> {
-    let seconds = s.elapsed.as_secs_f64();
-    let rate = s.samples as f64 / seconds.max(1e-9);
-    let metrics = s.metrics.as_ref();
-    if let Some(path) = &args.metrics_out {
-        let mut json = metrics.map_or_else(|| serde_json::json!({}), metrics_json);
-        json["samples"] = s.samples.into();
-        json["seconds"] = seconds.into();
-        json["samples_per_second"] = rate.into();
-        let text = serde_json::to_string_pretty(&json)?;
-        data::write_file(path, |f| {
-            use std::io::Write;
-            writeln!(f, "{text}").map_err(data::DataError::io(path))
-        })?;
-    }
-    match samples {
-        data::Samples::Whole(_) => output::line(format!("one run in {seconds:.3} s"))?,
-        data::Samples::Count(_) => output::line(format!("{} samples in {seconds:.3} s: {rate:.0} samples/s", s.samples))?,
-    }
-    metrics.map_or(Ok(()), print_metrics)
-}
-
-fn figures(r: &Report) -> Vec<(&'static str, &Figure)> {
-    let mut all = vec![
-        ("logloss", &r.logloss),
-        ("auc", &r.auc),
-        ("accuracy", &r.accuracy),
-        ("rmse", &r.rmse),
-        ("mae", &r.mae),
-        ("calibration", &r.calibration),
-    ];
-    all.extend(r.grouped_auc.as_ref().map(|g| ("grouped_auc", g)));
-    all
-}
-
-fn print_metrics(r: &Report) -> anyhow::Result<()> {
-    let all: Vec<String> = figures(r).into_iter().map(|(name, f)| format!("{name} {f}")).collect();
-    output::line(all.join("  "))?;
-    Ok(())
-}
-
-fn metrics_json(r: &Report) -> serde_json::Value {
-    let mut json = serde_json::json!({ "count": r.count });
-    for (name, f) in figures(r) {
-        json[name] = f.value().map_or_else(|| serde_json::json!({ "undefined": f.to_string() }), Into::into);
-    }
-    json
+    let result = predict(&job, sink);
+    meter.done();
+    Ok(result.map(drop))
 }

@@ -106,6 +106,8 @@ struct Slot {
 #[derive(Debug, Default)]
 struct State {
     epoch: u64,
+    /// Whether a rank has asked for anything yet.
+    started: bool,
     failed: Option<CommError>,
     /// The turn from which on a rank contributes the neutral element, and who waits for all to join.
     joined: Vec<Option<u64>>,
@@ -148,6 +150,7 @@ impl Rendezvous {
                 _ = answer.send(Err(error));
                 return receiver;
             }
+            state.started = true;
             if ask.op == Op::Join {
                 state.joined[rank] = Some(turn.seq);
                 state.joining.push(answer);
@@ -188,6 +191,20 @@ impl Rendezvous {
             // What is complete without the rank was completed when its last contribution came.
             state.settle(&mut Vec::new());
         }
+    }
+
+    /// Takes a rank in again that was lost. False if that cannot be: then the group ends, for the newcomer knows nothing of
+    /// the collectives before it.
+    pub(super) fn readmit(&self, rank: usize) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.failed.is_some() {
+            return false;
+        }
+        let Some(detail) = state.gone[rank].take() else { return true };
+        if state.started {
+            state.fail(CommError::Lost { rank, detail });
+        }
+        !state.started
     }
 
     /// Ends everything with an error, for ever.

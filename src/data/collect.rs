@@ -195,6 +195,26 @@ impl Collected {
         Ok(texts)
     }
 
+    /// Samples and dims of each batch, in their order.
+    #[cfg(feature = "parquet")]
+    pub fn batches(&self) -> Result<Vec<(usize, Shape)>, DataError> {
+        Ok(self.spool.ordered()?.1.into_iter().map(|p| (p.count, p.shape.clone())).collect())
+    }
+
+    /// One of [`batches`](Self::batches), as it was put aside.
+    #[cfg(feature = "parquet")]
+    pub fn batch(&self, i: usize) -> Result<Tensor, DataError> {
+        let parts = self.spool.ordered()?.1;
+        let part = parts.get(i).ok_or_else(|| self.fault(format!("has no batch {i}")))?;
+        let fault = |e: crate::tensor::TensorError| self.fault(e.to_string());
+        if self.dtype == DType::String {
+            return Tensor::new(part.shape.clone(), self.part_texts(part)?).map_err(fault);
+        }
+        let mut bytes = Vec::new();
+        self.spool.copy(part, &mut bytes)?;
+        Tensor::from_bytes(self.dtype, part.shape.clone(), bytes).map(Tensor::aligned).map_err(fault)
+    }
+
     /// The header of an `.npy` of the whole.
     fn npy_header(&self) -> Result<Vec<u8>, DataError> {
         Ok(npy::header(self.dtype, &self.shape()?, self.chars))

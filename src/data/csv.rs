@@ -185,7 +185,7 @@ struct Column {
 }
 
 /// Cells of one column, read as elements.
-trait Cells {
+pub(super) trait Cells {
     fn put(&mut self, text: &str, empty: Option<&str>) -> Result<(), String>;
     fn finish(self: Box<Self>) -> Tensor;
 }
@@ -236,7 +236,8 @@ fn truth(text: &str) -> Option<bool> {
     }
 }
 
-fn cells(dtype: DType) -> Result<Box<dyn Cells>, String> {
+/// What cells of a dtype are read into.
+pub(super) fn cells(dtype: DType) -> Result<Box<dyn Cells>, String> {
     fn numbers<T: Element + FromStr>() -> Box<dyn Cells> {
         Box::new(Numbers::<T>(Vec::new(), parsed))
     }

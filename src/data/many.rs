@@ -1,7 +1,7 @@
 //! Several files one after the other, as if they were one.
 
 use super::error::DataError;
-use super::{InputSpec, Options, Samples, Source, open};
+use super::{Form, InputSpec, Options, Samples, Source, input_form, multi_slot, open, parquet_files};
 use crate::tensor::{DType, Tensor, Value};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -21,6 +21,14 @@ pub fn open_all(paths: &[PathBuf], inputs: &[InputSpec], options: &Options) -> R
     let [first, rest @ ..] = paths else { return Err(DataError::Bind("no input files".into())) };
     if rest.is_empty() {
         return open(first, inputs, options);
+    }
+    // Offsets go on from file to file, which only the reader of such files knows.
+    let forms = paths.iter().map(|p| input_form(p, options)).collect::<Result<Vec<_>, _>>()?;
+    if forms.iter().all(|f| *f == Form::MultiSlot) {
+        return multi_slot(paths, inputs, options);
+    }
+    if forms.iter().all(|f| *f == Form::Parquet) {
+        return parquet_files(paths, inputs, options);
     }
     let (mut files, mut next) = (Vec::new(), 0usize);
     for path in paths {

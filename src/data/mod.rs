@@ -1,4 +1,5 @@
-//! Samples in and predictions out: `.npz`, `.npy`, `.csv`, and folders in the layout of ONNX's test data.
+//! Samples in and predictions out: `.npz`, `.npy`, `.csv`, MultiSlot text, `.parquet`
+//! (with the feature of that name), and folders in the layout of ONNX's test data.
 
 pub mod bind;
 mod bound;
@@ -6,20 +7,26 @@ mod collect;
 pub mod csv;
 mod error;
 pub mod folder;
+mod glob;
 mod many;
+pub mod multislot;
 pub mod npy;
 pub mod npz;
+#[cfg(feature = "parquet")]
+pub mod parquet;
+mod ragged;
 mod temp;
 
 pub use bind::Bind;
 pub use error::DataError;
+pub use glob::expand;
 pub use many::open_all;
 pub use temp::{TempPath, write_file};
 
 use crate::formats::onnx::value::ValueKind;
 use crate::tensor::{DType, Tensor, Value};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// An input that a model wants.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,7 +110,14 @@ pub struct Options {
     pub binds: Vec<Bind>,
     /// What an empty cell of a text file stands for; without it one is an error.
     pub empty: Option<String>,
+    /// One of [`FORMATS`], where the name of the file does not say.
+    pub format: Option<String>,
+    /// The slots of a MultiSlot line by their order; the model's inputs where there are none.
+    pub slots: Vec<String>,
 }
+
+/// The forms of data files, by name.
+pub const FORMATS: [&str; 5] = ["csv", "folder", "multislot", "npz", "parquet"];
 
 /// The forms of data files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +125,8 @@ enum Form {
     Folder,
     Npz,
     Csv,
+    MultiSlot,
+    Parquet,
 }
 
 /// The form by the name: a path that ends in `/` or has no extension is a folder.
@@ -123,9 +139,13 @@ fn form(path: &Path) -> Result<Form, DataError> {
         None => Ok(Form::Folder),
         Some("npz" | "npy") => Ok(Form::Npz),
         Some("csv") => Ok(Form::Csv),
+        Some("multislot") => Ok(Form::MultiSlot),
+        Some("parquet" | "pq") => Ok(Form::Parquet),
         Some("gz") if name.ends_with(".csv.gz") => Ok(Form::Csv),
+        Some("gz") if name.ends_with(".multislot.gz") => Ok(Form::MultiSlot),
         Some(other) => {
-            Err(DataError::file(path, format!("data of kind {other:?} is not known; known are .npz, .npy, .csv, .csv.gz and folders")))
+            let known = ".npz, .npy, .csv, .csv.gz, .multislot, .multislot.gz, .parquet and folders";
+            Err(DataError::file(path, format!("data of kind {other:?} is not known; known are {known}")))
         }
     }
 }
@@ -135,8 +155,10 @@ fn form(path: &Path) -> Result<Form, DataError> {
 /// # Errors
 /// A file that cannot be read, or that has not what the inputs need.
 pub fn open(path: &Path, inputs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, DataError> {
-    let form = form(path)?;
-    if let (Form::Npz | Form::Csv, Some(spec)) = (form, inputs.iter().find(|s| s.kind != ValueKind::Tensor && !s.optional)) {
+    let form = input_form(path, options)?;
+    if let (Form::Npz | Form::Csv | Form::MultiSlot | Form::Parquet, Some(spec)) =
+        (form, inputs.iter().find(|s| s.kind != ValueKind::Tensor && !s.optional))
+    {
         let what = format!("a {} can come from a folder alone, not from {}", spec.kind, path.display());
         return Err(DataError::Input { input: spec.name.clone(), what });
     }
@@ -149,7 +171,56 @@ pub fn open(path: &Path, inputs: &[InputSpec], options: &Options) -> Result<Box<
         }
         Form::Npz => Box::new(bound::Bound::new(npz::Npz::open(path)?, inputs, &options.binds)?),
         Form::Csv => Box::new(bound::Bound::new(csv::Csv::open(path, options.empty.clone())?, inputs, &options.binds)?),
+        Form::MultiSlot => multi_slot(&[path.into()], inputs, options)?,
+        Form::Parquet => parquet_files(&[path.into()], inputs, options)?,
     })
+}
+
+/// The form of an input file: as the options say, else by its name.
+fn input_form(path: &Path, options: &Options) -> Result<Form, DataError> {
+    match options.format.as_deref() {
+        None => form(path),
+        Some("csv") => Ok(Form::Csv),
+        Some("folder") => Ok(Form::Folder),
+        Some("multislot") => Ok(Form::MultiSlot),
+        Some("npz") => Ok(Form::Npz),
+        Some("parquet") => Ok(Form::Parquet),
+        Some(other) => Err(DataError::Bind(format!("format {other:?} is not known; known are {}", FORMATS.join(", ")))),
+    }
+}
+
+/// Files whose slots are those that the options name, else the inputs, each without what says how it is read.
+fn multi_slot(paths: &[PathBuf], inputs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, DataError> {
+    let mut slots = options.slots.clone();
+    if slots.is_empty() {
+        let columns = inputs.iter().flat_map(|i| match options.binds.iter().find(|b| b.input == i.name) {
+            Some(bind) => bind.columns.clone(),
+            None => vec![i.name.clone()],
+        });
+        for column in columns {
+            let slot = ragged::Part::split(&column).map_or(column.as_str(), |s| s.0).to_owned();
+            if !slots.contains(&slot) {
+                slots.push(slot);
+            }
+        }
+    }
+    Ok(Box::new(bound::Bound::new(multislot::MultiSlot::open(paths, &slots)?, inputs, &options.binds)?))
+}
+
+/// What a build without the feature says of a `.parquet`.
+#[cfg(not(feature = "parquet"))]
+fn no_parquet(path: &Path) -> DataError {
+    DataError::file(path, "this build reads and writes no .parquet; build with `--features parquet`")
+}
+
+#[cfg(not(feature = "parquet"))]
+fn parquet_files(paths: &[PathBuf], _: &[InputSpec], _: &Options) -> Result<Box<dyn Source>, DataError> {
+    Err(no_parquet(paths.first().map_or(Path::new(""), PathBuf::as_path)))
+}
+
+#[cfg(feature = "parquet")]
+fn parquet_files(paths: &[PathBuf], inputs: &[InputSpec], options: &Options) -> Result<Box<dyn Source>, DataError> {
+    Ok(Box::new(bound::Bound::new(parquet::Parquet::open(paths, options.empty.clone())?, inputs, &options.binds)?))
 }
 
 /// Starts a file for outputs; it appears under its name when it is finished.
@@ -165,6 +236,11 @@ pub fn create(path: &Path) -> Result<Box<dyn Sink>, DataError> {
             Err(DataError::file(path, "outputs are written as .npz, .csv or a folder"))
         }
         Form::Folder => Ok(Box::new(folder::FolderSink::create(path)?)),
+        Form::MultiSlot => Err(DataError::file(path, "outputs are written as .npz, .csv, .parquet or a folder")),
+        #[cfg(feature = "parquet")]
+        Form::Parquet => Ok(Box::new(parquet::ParquetSink::create(path)?)),
+        #[cfg(not(feature = "parquet"))]
+        Form::Parquet => Err(no_parquet(path)),
         Form::Npz => Ok(Box::new(collect::NpzSink::create(path)?)),
         Form::Csv => Ok(Box::new(csv::CsvSink::create(path)?)),
     }

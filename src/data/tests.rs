@@ -25,7 +25,7 @@ fn spec(name: &str, dtype: DType, dims: &[Option<usize>]) -> InputSpec {
 }
 
 fn options(binds: &[&str]) -> Options {
-    Options { binds: binds.iter().map(|b| b.parse().unwrap()).collect(), empty: None }
+    Options { binds: binds.iter().map(|b| b.parse().unwrap()).collect(), ..Options::default() }
 }
 
 fn shown(values: &[(String, Value)]) -> String {

@@ -1,8 +1,15 @@
 //! Batch prediction: roles, the split of samples, the order of outputs, metrics, the launcher.
 
+mod ahead;
+pub mod endpoints;
 pub mod launch;
 pub mod metrics;
+mod parts;
 mod predict;
+mod record;
 pub mod roles;
+mod schedule;
 
+pub use parts::{PartsOptions, parts_dir, remove_parts};
 pub use predict::{DEFAULT_BATCH, Job, JobError, Summary, predict};
+pub use record::Filled;

@@ -1,22 +1,25 @@
-//! Batch prediction: batches are global (batch `k` is samples `kB…`), worker `r` of `W` computes those with `k mod W = r`,
-//! and rank 0 writes one file in the order of the samples and computes the metrics over all of them.
+//! Batch prediction: batches are global (batch `k` is samples `kB…`), whoever computes them; rank 0 writes one file in the
+//! order of the samples and computes the metrics over all of them.
+//!
+//! Where the graph has no collective, workers do not need each other before the end: each puts its finished batches aside
+//! ([`PartsOptions`]), and then they are brought to rank 0. A graph with collectives runs in rounds of one batch per worker.
 
+use super::ahead::{Batch, read_ahead};
 use super::metrics::{Metrics, Report};
-use crate::comm::{Comm, CommError};
+use super::parts::{Parts, PartsOptions};
+use super::record::{Filled, Record};
+use super::schedule::Schedule;
+use crate::comm::{Comm, CommError, ReduceOp};
 use crate::data::{DataError, Samples, Sink, Source};
 use crate::exec::{ExecError, Session};
-use crate::formats::onnx::value::{decode_value, encode_value};
 use crate::tensor::{DType, Tensor, Value, cast};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 /// Samples in a batch unless the caller says otherwise; one default, for only equal batches give equal bits.
 pub const DEFAULT_BATCH: usize = 1024;
-
-/// Batches that a worker computes before results are collected.
-const ROUND: usize = 8;
 
 /// What a prediction needs.
 pub struct Job<'a> {
@@ -28,12 +31,51 @@ pub struct Job<'a> {
     pub batch: usize,
     /// The other workers.
     pub comm: Option<(&'a dyn Comm, Handle)>,
+    /// Whether the graph has collectives: workers then compute in rounds.
+    pub collectives: bool,
+    /// Whether workers take the next batch that nobody has, else every W-th is theirs.
+    pub dynamic: bool,
+    /// Where finished batches are put aside; in memory without it.
+    pub parts: Option<PartsOptions>,
     /// The column of labels, for metrics.
     pub label: Option<String>,
+    /// The column of groups, such as users, for the grouped AUC.
+    pub group: Option<String>,
+    /// Columns that are written beside the outputs.
+    pub keep: Vec<String>,
     /// The output that is the score; the first without it.
     pub score: Option<String>,
-    /// Called with the samples that are done so far, here.
-    pub progress: &'a dyn Fn(usize),
+    /// Whether outputs are wanted at all.
+    pub outputs: bool,
+    /// The ids so far that got a row that is not their own.
+    pub filled: &'a dyn Fn() -> Filled,
+    /// Called with the samples that are done so far, here, and whether these are all that are done here.
+    pub progress: &'a dyn Fn(usize, bool),
+    /// Called on rank 0 when the output stands, before the others end.
+    pub conclude: &'a dyn Fn(&Summary) -> Result<(), String>,
+}
+
+impl<'a> Job<'a> {
+    /// A job of this process alone, in batches of [`DEFAULT_BATCH`].
+    pub fn new(session: &'a Session, source: &'a dyn Source) -> Self {
+        Self {
+            session,
+            source,
+            batch: DEFAULT_BATCH,
+            comm: None,
+            collectives: false,
+            dynamic: false,
+            parts: None,
+            label: None,
+            group: None,
+            keep: Vec::new(),
+            score: None,
+            outputs: true,
+            filled: &Filled::default,
+            progress: &|_, _| {},
+            conclude: &|_| Ok(()),
+        }
+    }
 }
 
 /// What a prediction came to. On ranks other than 0 the metrics are empty.
@@ -41,10 +83,14 @@ pub struct Job<'a> {
 pub struct Summary {
     /// Samples in all.
     pub samples: usize,
+    /// Those that were finished before, of this worker.
+    pub before: usize,
     /// From the first batch to the last.
     pub elapsed: Duration,
     /// The metrics over all workers.
     pub metrics: Option<Report>,
+    /// Ids of all workers that got a row that is not their own.
+    pub filled: Filled,
 }
 
 /// Why a prediction failed.
@@ -69,50 +115,84 @@ pub enum JobError {
     Metrics(String),
 }
 
+impl JobError {
+    /// Whether another worker was lost: with the same parts the job can go on once all are there again.
+    pub fn is_lost(&self) -> bool {
+        match self {
+            JobError::Comm(e) => matches!(e, CommError::Lost { .. }),
+            // A collective in the graph gives its text to its node.
+            JobError::Batch { error: ExecError::Node { detail, .. }, .. } => detail.starts_with("rank ") && detail.contains(" lost: "),
+            _ => false,
+        }
+    }
+}
+
 /// Runs the job. Rank 0 (or the only process) is given a sink.
 ///
 /// # Errors
 /// Those of [`JobError`]; nothing is written then.
 pub fn predict(job: &Job, mut sink: Option<Box<dyn Sink>>) -> Result<Summary, JobError> {
     let start = Instant::now();
+    if let Some(name) = job.keep.iter().find(|k| job.session.output_names().contains(k)) {
+        return Err(DataError::Output { output: name.clone(), what: "is the name of a column that is kept, too".into() }.into());
+    }
     let (rank, size) = job.comm.as_ref().map_or((0, 1), |(c, _)| (c.rank(), c.size()));
     let batches = batches(job.source.samples(), job.batch);
     let samples = batches.last().map_or(0, |b| b.end);
-    let rounds = batches.len().div_ceil(size);
-    let mut metrics = job.label.is_some().then(Metrics::default);
-    let mut totals = Metrics::default();
-    let mut outbox = Outbox::default();
-    let mut done = 0;
-    for round in 0..rounds {
-        // In the last round a rank may have no batch: it has joined, and others' collectives do not wait for it.
-        let Some(range) = batches.get(round * size + rank) else { break };
-        let outputs = run_batch(job, range)?;
-        if let Some(metrics) = &mut metrics {
-            score(job, range, &outputs, metrics)?;
+    let mut totals = Totals::default();
+    if size == 1 && job.parts.is_none() {
+        let listed = Schedule::Listed(batches.into_iter());
+        run(job, listed, 0, &mut |record| {
+            totals.add(&record);
+            sink.as_mut().map_or(Ok(()), |s| record.write(s.as_mut(), job.source.samples()))
+        })?;
+        if let Some(sink) = sink {
+            sink.finish()?;
         }
-        done += range.len();
-        (job.progress)(done);
-        match &mut sink {
-            Some(sink) if size == 1 => sink.write(range.start, range.len(), &outputs)?,
-            _ => outbox.push(range, &outputs)?,
-        }
-        // Whoever has no batch in the last round says all it has to say before.
-        let last_full = round + 2 == rounds && !batches.len().is_multiple_of(size);
-        if size > 1 && (last_full || round + 1 == rounds || (round + 1).is_multiple_of(ROUND)) {
-            exchange(job, &mut outbox, &mut metrics, &mut totals, &mut sink)?;
-        }
+        let summary = totals.summary(job, samples, 0, start);
+        (job.conclude)(&summary).map_err(JobError::Metrics)?;
+        return Ok(summary);
     }
-    if let Some((comm, handle)) = &job.comm {
+    let mut parts = Parts::open(job.parts.as_ref(), rank, size)?;
+    let together = job.comm.as_ref().filter(|_| job.collectives && size > 1);
+    if let Some((comm, handle)) = together {
+        // All begin with the round that the least advanced has not done.
+        let own = Tensor::vector(vec![parts.own() as i64]);
+        let least = handle.block_on(comm.all_reduce("rounds that are done", own, ReduceOp::Min))?.to_i64s().unwrap_or_default();
+        parts.keep(least.first().map_or(0, |n| usize::try_from(*n).unwrap_or(0)))?;
+    }
+    let before = parts.samples();
+    let schedule = match job.parts.as_ref().filter(|_| job.dynamic && !job.collectives) {
+        Some(p) => Schedule::claimed(batches, rank, &p.dir, &parts)?,
+        None => Schedule::fixed(&batches, rank, size, &parts),
+    };
+    run(job, schedule, before, &mut |record| parts.put(record.range.clone(), record.encode()?))?;
+    if let Some((comm, handle)) = together {
+        // A rank that has no batch in the last round has joined, and others' collectives do not wait for it.
         handle.block_on(comm.join())?;
     }
+    collect(job, &mut parts, &mut |mut bytes| {
+        while !bytes.is_empty() {
+            let broken = || JobError::Metrics("what a worker put aside does not decode".into());
+            let record = Record::decode(&mut bytes).ok_or_else(broken)?;
+            totals.add(&record);
+            sink.as_mut().map_or(Ok(()), |s| record.write(s.as_mut(), job.source.samples()))?;
+        }
+        Ok(())
+    })?;
     if let Some(sink) = sink {
         sink.finish()?;
     }
-    let metrics = metrics.filter(|_| rank == 0).map(|own| {
-        totals.merge(&own);
-        totals.report()
-    });
-    Ok(Summary { samples, elapsed: start.elapsed(), metrics })
+    let summary = totals.summary(job, samples, before, start);
+    if rank == 0 {
+        (job.conclude)(&summary).map_err(JobError::Metrics)?;
+    }
+    if let Some((comm, handle)) = &job.comm {
+        // Parts go when the output stands.
+        handle.block_on(comm.barrier("output written"))?;
+    }
+    parts.remove();
+    Ok(summary)
 }
 
 fn batches(samples: &Samples, batch: usize) -> Vec<Range<usize>> {
@@ -123,14 +203,47 @@ fn batches(samples: &Samples, batch: usize) -> Vec<Range<usize>> {
     }
 }
 
-fn run_batch(job: &Job, range: &Range<usize>) -> Result<Vec<(String, Value)>, JobError> {
-    let inputs = job.source.read(range.clone())?;
-    job.session.run(inputs).map_err(|error| JobError::Batch { range: range.clone(), error })
+/// What rank 0 adds up.
+#[derive(Default)]
+struct Totals {
+    metrics: Metrics,
+    filled: Filled,
 }
 
-fn score(job: &Job, range: &Range<usize>, outputs: &[(String, Value)], metrics: &mut Metrics) -> Result<(), JobError> {
-    let Some(column) = &job.label else { return Ok(()) };
-    let labels = job.source.column(column, range.clone())?;
+impl Totals {
+    fn add(&mut self, record: &Record) {
+        record.metrics.iter().for_each(|m| self.metrics.merge(m));
+        self.filled = self.filled.plus(record.filled);
+    }
+
+    fn summary(&self, job: &Job, samples: usize, before: usize, start: Instant) -> Summary {
+        let root = job.comm.as_ref().is_none_or(|(c, _)| c.rank() == 0);
+        let metrics = (root && job.label.is_some()).then(|| self.metrics.report());
+        Summary { samples, before, elapsed: start.elapsed(), metrics, filled: self.filled }
+    }
+}
+
+/// Computes the batches of a schedule and gives each to `done`.
+fn run(job: &Job, schedule: Schedule, before: usize, done: &mut dyn FnMut(Record) -> Result<(), JobError>) -> Result<(), JobError> {
+    let mut samples = before;
+    std::thread::scope(|scope| {
+        for batch in read_ahead(scope, job, schedule) {
+            let Batch { range, inputs, labels, groups, kept } = batch?;
+            let before = (job.filled)();
+            let outputs = job.session.run(inputs).map_err(|error| JobError::Batch { range: range.clone(), error })?;
+            let metrics = labels.map(|l| score(job, &l, groups.as_deref(), &outputs)).transpose()?;
+            let filled = (job.filled)().since(before);
+            samples += range.len();
+            let outputs = if job.outputs { kept.into_iter().chain(outputs).collect() } else { Vec::new() };
+            done(Record { range, filled, metrics, outputs })?;
+            (job.progress)(samples, false);
+        }
+        (job.progress)(samples, true);
+        Ok(())
+    })
+}
+
+fn score(job: &Job, labels: &[f64], groups: Option<&[String]>, outputs: &[(String, Value)]) -> Result<Metrics, JobError> {
     let found = match &job.score {
         Some(name) => outputs.iter().find(|(n, _)| n == name),
         None => outputs.first(),
@@ -147,88 +260,29 @@ fn score(job: &Job, range: &Range<usize>, outputs: &[(String, Value)], metrics: 
             labels.len()
         )));
     }
-    labels.into_iter().zip(scores).for_each(|(l, s)| metrics.add(l, s));
-    Ok(())
-}
-
-/// Results on their way to rank 0: per batch its first sample, its length, and its outputs as value files.
-#[derive(Default)]
-struct Outbox {
-    bytes: Vec<u8>,
-}
-
-impl Outbox {
-    fn push(&mut self, range: &Range<usize>, outputs: &[(String, Value)]) -> Result<(), JobError> {
-        for n in [range.start, range.len(), outputs.len()] {
-            self.bytes.extend((n as u64).to_le_bytes());
+    let mut metrics = Metrics::default();
+    match groups {
+        Some(groups) if groups.len() == labels.len() => {
+            labels.iter().zip(scores).zip(groups).for_each(|((l, s), g)| metrics.add_grouped(g, *l, s));
         }
-        for (name, value) in outputs {
-            let kind = crate::formats::onnx::value::ValueKind::of(value);
-            let encoded = encode_value(name, value).map_err(|e| JobError::Metrics(format!("output \"{name}\": {e}")))?;
-            self.bytes.push(kind as u8);
-            self.bytes.extend((encoded.len() as u64).to_le_bytes());
-            self.bytes.extend(encoded);
-        }
-        Ok(())
+        _ => labels.iter().zip(scores).for_each(|(l, s)| metrics.add(*l, s)),
     }
+    Ok(metrics)
 }
 
-/// Collects outputs and metrics since the last exchange on rank 0. A payload is the metrics with their length, then the
-/// batches.
-fn exchange(
-    job: &Job,
-    outbox: &mut Outbox,
-    metrics: &mut Option<Metrics>,
-    totals: &mut Metrics,
-    sink: &mut Option<Box<dyn Sink>>,
-) -> Result<(), JobError> {
-    let Some((comm, handle)) = &job.comm else { return Ok(()) };
-    let own = metrics.as_mut().map(|m| std::mem::take(m).to_bytes()).unwrap_or_default();
-    let mut payload = (own.len() as u64).to_le_bytes().to_vec();
-    payload.extend(own);
-    payload.append(&mut outbox.bytes);
-    let Some(all) = handle.block_on(comm.gather_bytes("outputs", payload.into()))? else { return Ok(()) };
-    let broken = || JobError::Metrics("what another worker sent does not decode".into());
-    for mut bytes in all.into_iter().filter(|b| !b.is_empty()) {
-        let len = if bytes.len() < 8 { usize::MAX } else { bytes.get_u64_le() as usize };
-        if len > bytes.len() {
-            return Err(broken());
+/// Brings the records of all workers to rank 0, which hands them to `take`.
+fn collect(job: &Job, parts: &mut Parts, take: &mut dyn FnMut(Bytes) -> Result<(), JobError>) -> Result<(), JobError> {
+    let pieces = parts.pieces()?;
+    let Some((comm, handle)) = &job.comm else {
+        return pieces.iter().try_for_each(|p| take(parts.read(p)?.into()));
+    };
+    let own = Tensor::vector(vec![pieces.len() as i64]);
+    let most = handle.block_on(comm.all_reduce("parts", own, ReduceOp::Max))?.to_i64s().unwrap_or_default();
+    for i in 0..most.first().map_or(0, |n| usize::try_from(*n).unwrap_or(0)) {
+        let payload = pieces.get(i).map(|p| parts.read(p)).transpose()?.unwrap_or_default();
+        for bytes in handle.block_on(comm.gather_bytes("parts", payload.into()))?.into_iter().flatten() {
+            take(bytes)?;
         }
-        let part = bytes.split_to(len);
-        if !part.is_empty() {
-            totals.merge(&Metrics::from_bytes(&part).map_err(|e| JobError::Metrics(e.to_string()))?);
-        }
-        if let Some(sink) = sink {
-            deliver(bytes, sink.as_mut()).map_err(|e| e.unwrap_or_else(broken))?;
-        }
-    }
-    Ok(())
-}
-
-/// Writes the batches of one payload; `None` for bytes that are cut off.
-fn deliver(mut bytes: Bytes, sink: &mut dyn Sink) -> Result<(), Option<JobError>> {
-    use crate::formats::onnx::value::ValueKind;
-    let word = |b: &mut Bytes| if b.remaining() < 8 { Err(None) } else { Ok(b.get_u64_le() as usize) };
-    while bytes.has_remaining() {
-        let (start, count, outputs) = (word(&mut bytes)?, word(&mut bytes)?, word(&mut bytes)?);
-        let mut values = Vec::new();
-        for _ in 0..outputs {
-            if !bytes.has_remaining() {
-                return Err(None);
-            }
-            let kind = match bytes.get_u8() {
-                0 => ValueKind::Tensor,
-                1 => ValueKind::Sequence,
-                2 => ValueKind::Optional,
-                _ => ValueKind::Map,
-            };
-            let len = word(&mut bytes)?;
-            if len > bytes.remaining() {
-                return Err(None);
-            }
-            values.push(decode_value(&bytes.split_to(len), Some(kind)).map_err(|_| None)?);
-        }
-        sink.write(start, count, &values).map_err(|e| Some(e.into()))?;
     }
     Ok(())
 }

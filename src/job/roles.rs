@@ -1,5 +1,6 @@
 //! Who this process is in a job: from flags, then PaddlePaddle's environment, then torchrun's, then alone.
 
+use super::endpoints::{Network, split};
 use std::collections::BTreeMap;
 
 /// The environment, as the command line read it.
@@ -37,6 +38,8 @@ pub enum Role {
         workers: Vec<String>,
         /// Endpoints of the pservers, in order.
         servers: Vec<String>,
+        /// What rank 0 binds.
+        bind: String,
     },
     /// Serves shards.
     Pserver {
@@ -64,7 +67,7 @@ fn number<T: std::str::FromStr>(env: &Env, name: &str) -> Result<Option<T>, Stri
 ///
 /// # Errors
 /// Flags or variables that make no sense together, named.
-pub fn resolve(flags: &RoleFlags, env: &Env) -> Result<(Role, String), String> {
+pub fn resolve(flags: &RoleFlags, env: &Env, net: &dyn Network) -> Result<(Role, String), String> {
     let from_env = |name: &str| env.get(name).map(|v| list(v)).unwrap_or_default();
     let pick = |flag: &[String], name: &str| if flag.is_empty() { from_env(name) } else { flag.to_vec() };
     let servers = pick(&flags.servers, "PADDLE_PSERVERS_IP_PORT_LIST");
@@ -80,8 +83,8 @@ pub fn resolve(flags: &RoleFlags, env: &Env) -> Result<(Role, String), String> {
     };
     let role = match role {
         "local" => Role::Local,
-        "worker" => worker(flags, env, servers)?,
-        "pserver" => pserver(flags, env, &servers)?,
+        "worker" => worker(flags, env, servers, net)?,
+        "pserver" => pserver(flags, env, &servers, net)?,
         other => return Err(format!("--role {other}: expected local, worker or pserver")),
     };
     Ok((role, source.to_owned()))
@@ -89,10 +92,76 @@ pub fn resolve(flags: &RoleFlags, env: &Env) -> Result<(Role, String), String> {
 
 /// The endpoint that the environment gives to this process.
 fn own_endpoint(env: &Env) -> Option<String> {
-    Some(format!("{}:{}", env.get("POD_IP")?, env.get("PADDLE_PORT")?))
+    let parts = || Some(format!("{}:{}", env.get("POD_IP")?, env.get("PADDLE_PORT")?));
+    parts().or_else(|| env.get("PADDLE_CURRENT_ENDPOINT").cloned())
 }
 
-fn worker(flags: &RoleFlags, env: &Env, servers: Vec<String>) -> Result<Role, String> {
+/// Which endpoint of a list is this process's: by its text, by the address that it stands for, by the name of this machine.
+fn place(list: &[String], env: &Env, net: &dyn Network) -> Option<usize> {
+    let own = own_endpoint(env);
+    if let Some(i) = own.as_ref().and_then(|own| list.iter().position(|e| e == own)) {
+        return Some(i);
+    }
+    let only = |test: &dyn Fn(&str, u16) -> bool| {
+        let mut found = list.iter().enumerate().filter(|(_, e)| split(e).is_ok_and(|(host, port)| test(host, port))).map(|(i, _)| i);
+        found.next().filter(|_| found.next().is_none())
+    };
+    let by_address = match own.as_deref().map(split) {
+        Some(Ok((host, port))) => {
+            let mine = net.resolve(host);
+            only(&|h, p| p == port && net.resolve(h).iter().any(|ip| mine.contains(ip)))
+        }
+        _ => only(&|h, _| net.resolve(h).iter().any(|ip| !ip.is_loopback() && net.is_local(*ip))),
+    };
+    let name = net.hostname();
+    let by_name = || only(&|h, _| h == name || h.strip_prefix(&name).is_some_and(|rest| !name.is_empty() && rest.starts_with('.')));
+    // The pods of a StatefulSet are numbered: worker-3.
+    let by_number = || name.split('.').next()?.rsplit_once('-')?.1.parse().ok().filter(|&n: &usize| n < list.len());
+    by_address.or_else(by_name).or_else(by_number)
+}
+
+/// The variables that are read.
+const KNOWN: [&str; 13] = [
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PADDLE_CURRENT_ENDPOINT",
+    "PADDLE_PORT",
+    "PADDLE_PSERVERS_IP_PORT_LIST",
+    "PADDLE_PSERVER_ID",
+    "PADDLE_TRAINERS_NUM",
+    "PADDLE_TRAINER_ENDPOINTS",
+    "PADDLE_TRAINER_ID",
+    "POD_IP",
+    "RANK",
+    "TRAINING_ROLE",
+    "WORLD_SIZE",
+];
+
+/// Variables that are not read but look like one that is, each with that.
+pub fn near_misses(env: &Env) -> Vec<(String, &'static str)> {
+    let near = |name: &str| KNOWN.into_iter().find(|k| k.len() >= 8 && distance(name, k) <= 2);
+    let unknown = env.keys().filter(|name| name.len() >= 8 && !KNOWN.contains(&name.as_str()));
+    unknown.filter_map(|name| Some((name.clone(), near(name)?))).collect()
+}
+
+/// Letters to insert, delete or replace to make one name of the other, in whatever case.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.to_ascii_uppercase(), b.to_ascii_uppercase());
+    if a.len().abs_diff(b.len()) > 2 {
+        return 3;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut corner = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let next = (corner + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            corner = std::mem::replace(&mut row[j + 1], next);
+        }
+    }
+    row[b.len()]
+}
+
+fn worker(flags: &RoleFlags, env: &Env, servers: Vec<String>, net: &dyn Network) -> Result<Role, String> {
     let mut workers = if flags.workers.is_empty() {
         env.get("PADDLE_TRAINER_ENDPOINTS").map(|v| list(v)).unwrap_or_default()
     } else {
@@ -114,7 +183,8 @@ fn worker(flags: &RoleFlags, env: &Env, servers: Vec<String>) -> Result<Role, St
     {
         return Err(format!("{n} workers by their number, {} by their endpoints", workers.len()));
     }
-    let of_list = || own_endpoint(env).and_then(|own| workers.iter().position(|w| *w == own));
+    // With torchrun's variables all entries are rank 0's.
+    let of_list = || place(&workers, env, net);
     let rank = match flags.rank {
         Some(r) => Some(r),
         None => match number(env, "PADDLE_TRAINER_ID")? {
@@ -134,18 +204,16 @@ fn worker(flags: &RoleFlags, env: &Env, servers: Vec<String>) -> Result<Role, St
     if rank >= workers.len() {
         return Err(format!("rank {rank} of {} workers", workers.len()));
     }
-    Ok(Role::Worker { rank, workers, servers })
+    let own = split(&workers[rank])?;
+    let host = flags.host.as_deref().or(env.get("POD_IP").map(String::as_str)).unwrap_or(own.0);
+    let bind = format!("{host}:{}", flags.port.unwrap_or(own.1));
+    Ok(Role::Worker { rank, workers, servers, bind })
 }
 
-fn pserver(flags: &RoleFlags, env: &Env, servers: &[String]) -> Result<Role, String> {
-    let own = own_endpoint(env);
-    let of_list = || own.as_ref().and_then(|own| servers.iter().position(|s| s == own));
+fn pserver(flags: &RoleFlags, env: &Env, servers: &[String], net: &dyn Network) -> Result<Role, String> {
     let index = match flags.index {
         Some(i) => Some(i),
-        None => match of_list() {
-            Some(i) => Some(i),
-            None => number(env, "PADDLE_PSERVER_ID")?,
-        },
+        None => number(env, "PADDLE_PSERVER_ID")?.or_else(|| place(servers, env, net)),
     };
     let count = servers.len().max(1);
     let Some(index) = index.or((count == 1).then_some(0)) else {
@@ -169,7 +237,12 @@ fn pserver(flags: &RoleFlags, env: &Env, servers: &[String]) -> Result<Role, Str
 
 #[cfg(test)]
 mod tests {
+    use super::super::endpoints::tests::Fake;
     use super::*;
+
+    fn resolve(flags: &RoleFlags, env: &Env) -> Result<(Role, String), String> {
+        super::resolve(flags, env, &Fake("nobody"))
+    }
 
     fn env(pairs: &[(&str, &str)]) -> Env {
         pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
@@ -187,7 +260,8 @@ mod tests {
         let (role, source) = resolve(&RoleFlags::default(), &worker).unwrap();
         let endpoints = |list: [&str; 2]| list.map(str::to_owned).to_vec();
         let servers = endpoints(["127.0.0.1:7001", "127.0.0.1:7002"]);
-        assert_eq!(role, Role::Worker { rank: 1, workers: endpoints(["127.0.0.1:8001", "127.0.0.1:8002"]), servers });
+        let workers = endpoints(["127.0.0.1:8001", "127.0.0.1:8002"]);
+        assert_eq!(role, Role::Worker { rank: 1, workers, servers, bind: "127.0.0.1:8002".into() });
         assert_eq!(source, "TRAINING_ROLE");
         let mut server = env(&shared);
         server.extend(env(&[("TRAINING_ROLE", "PSERVER"), ("POD_IP", "127.0.0.1"), ("PADDLE_PORT", "7002")]));
@@ -213,8 +287,44 @@ mod tests {
     }
 
     #[test]
+    fn a_process_finds_its_place_by_text_address_name_or_number() {
+        let find = |list: &str, pairs: &[(&str, &str)], name| {
+            place(&list.split(',').map(str::to_owned).collect::<Vec<_>>(), &env(pairs), &Fake(name))
+        };
+        assert_eq!(find("x:1,x:2", &[("POD_IP", "x"), ("PADDLE_PORT", "2")], "n"), Some(1));
+        assert_eq!(find("x:1,x:2", &[("PADDLE_CURRENT_ENDPOINT", "x:2")], "n"), Some(1));
+        // The list has a name, the environment an address.
+        assert_eq!(find("b:1,a:1", &[("POD_IP", "10.0.0.1"), ("PADDLE_PORT", "1")], "n"), Some(1));
+        assert_eq!(find("b:1,a:1", &[], "n"), Some(1));
+        assert_eq!(find("a:1,a:2", &[], "n"), None, "two are here");
+        assert_eq!(find("ps-0.svc:1,ps-9.svc:1", &[], "ps-9"), Some(1));
+        assert_eq!(find("x:1,y:1,z:1,w:1", &[], "pod-3"), Some(3));
+        assert_eq!(find("x:1,y:1", &[], "pod-3"), None);
+    }
+
+    #[test]
+    fn variables_that_are_nearly_right_are_noticed() {
+        let found = near_misses(&env(&[
+            ("PADDLE_TRAINER_NUM", "2"),
+            ("PADDLE_PSERVER_IP_PORT_LIST", "x"),
+            ("PADDLE_TRAINERS_NUM", "2"),
+            ("training_role", "TRAINER"),
+            ("LOCAL_RANK", "0"),
+            ("BANK", "0"),
+            ("PATH", "/bin"),
+        ]));
+        let found: Vec<_> = found.iter().map(|(a, b)| (a.as_str(), *b)).collect();
+        let expected = [
+            ("PADDLE_PSERVER_IP_PORT_LIST", "PADDLE_PSERVERS_IP_PORT_LIST"),
+            ("PADDLE_TRAINER_NUM", "PADDLE_TRAINERS_NUM"),
+            ("training_role", "TRAINING_ROLE"),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
     fn what_does_not_fit_is_named() {
-        let flags = RoleFlags { role: Some("worker".into()), workers: vec!["a:1".into(), "b:1".into()], ..RoleFlags::default() };
+        let flags = RoleFlags { role: Some("worker".into()), workers: vec!["x:1".into(), "y:1".into()], ..RoleFlags::default() };
         let error = resolve(&flags, &Env::new()).unwrap_err();
         assert_eq!(error, "which of the 2 workers is this? give --rank, or set PADDLE_TRAINER_ID or RANK");
         assert_eq!(

@@ -3,6 +3,7 @@
 mod counted;
 mod counters;
 mod dedup;
+mod fallback;
 mod gather;
 mod keys;
 mod layout;
@@ -19,6 +20,7 @@ mod writer;
 
 pub use counted::Counted;
 pub use dedup::Dedup;
+pub use fallback::Fallback;
 pub use memory::Memory;
 pub use piece::checksum;
 pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, serve, serve_shards, server_info, stop_server};

@@ -7,6 +7,7 @@ use crate::comm::member::Carrier;
 use crate::comm::rendezvous::{self, Ask, Output, Turn};
 use crate::wire::{Backoff, Framed, Pooled, causes, dial};
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tarpc::client::{Channel, Config, NewClient, RpcError};
@@ -65,50 +66,97 @@ struct Link {
     room: usize,
 }
 
-async fn run(options: GroupOptions, mut commands: mpsc::UnboundedReceiver<Command>, ready: oneshot::Sender<Result<(), CommError>>) {
-    // No command comes before the group is formed; the channel closes if nobody waits for that any more.
-    let formed = tokio::select! {
-        formed = form(options) => formed,
-        _ = commands.recv() => return,
-    };
-    let link = match formed {
-        Ok(link) => link,
-        Err(e) => {
-            _ = ready.send(Err(e));
-            return;
+async fn run(mut options: GroupOptions, mut commands: mpsc::UnboundedReceiver<Command>, ready: oneshot::Sender<Result<(), CommError>>) {
+    let mut early = VecDeque::new();
+    let (mut ready, mut unused) = (Some(ready), true);
+    let lost = loop {
+        let link = match formed(&options, &mut commands, &mut early, ready.is_none()).await {
+            Some(Ok(link)) => link,
+            Some(Err(e)) => match ready.take() {
+                Some(ready) => {
+                    _ = ready.send(Err(e));
+                    return;
+                }
+                None => break e,
+            },
+            None => return,
+        };
+        _ = ready.take().map(|ready| ready.send(Ok(())));
+        let Some(lost) = serve(&link, &mut commands, &mut early, &mut unused).await else { return };
+        // Rank 0 may be back, and it has missed nothing.
+        if !(options.rejoin && unused) {
+            break lost;
         }
+        options.late = true;
     };
-    _ = ready.send(Ok(()));
+    for c in early {
+        _ = c.answer.send(Err(lost.clone()));
+    }
+    while let Some(c) = commands.recv().await {
+        _ = c.answer.send(Err(lost.clone()));
+    }
+}
+
+/// Forms the group. What is asked for in the meantime waits in `early`; nothing, if nobody asks any more.
+async fn formed(
+    options: &GroupOptions,
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+    early: &mut VecDeque<Command>,
+    again: bool,
+) -> Option<Result<Link, CommError>> {
+    let mut form = std::pin::pin!(form(options.clone()));
+    loop {
+        tokio::select! {
+            formed = &mut form => return Some(formed),
+            // No command comes before the group is first formed; the channel closes if nobody waits for that any more.
+            command = commands.recv() => match command {
+                Some(c) if again => early.push_back(c),
+                _ => return None,
+            }
+        }
+    }
+}
+
+/// Runs collectives until the connection is lost, or nobody asks any more (nothing then).
+async fn serve(
+    link: &Link,
+    commands: &mut mpsc::UnboundedReceiver<Command>,
+    early: &mut VecDeque<Command>,
+    unused: &mut bool,
+) -> Option<CommError> {
     let mut tasks = JoinSet::new();
     let ended = watch::Sender::new(None::<CommError>);
-    let mut heart = std::pin::pin!(beat(&link));
+    let mut heart = std::pin::pin!(beat(link));
     let lost = loop {
+        let next = async {
+            match early.pop_front() {
+                Some(c) => Some(c),
+                None => commands.recv().await,
+            }
+        };
         tokio::select! {
             Some(_) = tasks.join_next() => {}
             detail = &mut heart => break CommError::Lost { rank: 0, detail },
-            command = commands.recv() => match command {
-                Some(c) => {
-                    let (link, mut ended) = (link.clone(), ended.subscribe());
-                    tasks.spawn(async move {
-                        // An answer that is there counts, even if the connection ended after it.
-                        let answer = tokio::select! {
-                            biased;
-                            answer = link.collective(c.turn, c.ask, c.bytes) => answer,
-                            Ok(e) = async { ended.wait_for(Option::is_some).await.map(|e| e.clone()) } => e.map_or(Ok(Output::Nothing), Err),
-                        };
-                        _ = c.answer.send(answer);
-                    });
-                }
-                None => return,
+            command = next => {
+                let c = command?;
+                *unused = false;
+                let (link, mut ended) = (link.clone(), ended.subscribe());
+                tasks.spawn(async move {
+                    // An answer that is there counts, even if the connection ended after it.
+                    let answer = tokio::select! {
+                        biased;
+                        answer = link.collective(c.turn, c.ask, c.bytes) => answer,
+                        Ok(e) = async { ended.wait_for(Option::is_some).await.map(|e| e.clone()) } => e.map_or(Ok(Output::Nothing), Err),
+                    };
+                    _ = c.answer.send(answer);
+                });
             }
         }
     };
     // Calls that are under way end with what ended the connection; those that come get the same answer.
     ended.send_replace(Some(lost.clone()));
     while tasks.join_next().await.is_some() {}
-    while let Some(c) = commands.recv().await {
-        _ = c.answer.send(Err(lost.clone()));
-    }
+    Some(lost)
 }
 
 /// Says that this rank is alive, until rank 0 does not answer any more; gives what was seen.
@@ -149,6 +197,9 @@ async fn form(options: GroupOptions) -> Result<Link, CommError> {
             return Err(CommError::Unavailable { endpoint, detail });
         }
     };
+    if options.late {
+        return Ok(link);
+    }
     // Rank 0 gives up first, and says which rank was missing.
     match link.call(Call::Form, timeout * 2 + Duration::from_secs(1)).await {
         Ok(Answer::Done) => Ok(link),

@@ -34,6 +34,11 @@ pub struct GroupOptions {
     pub heartbeat_timeout: Duration,
     /// The largest frame, in bytes; larger tensors and payloads are split.
     pub max_frame: usize,
+    /// Whether a process may take the place of a rank that was lost. It is taken in as long as no collective has begun; after
+    /// that the group ends with [`CommError::Lost`], and whoever gets this forms a new one.
+    pub rejoin: bool,
+    /// Whether this process comes to a group that may be formed already: it does not wait for the others.
+    pub late: bool,
 }
 
 impl GroupOptions {
@@ -49,6 +54,8 @@ impl GroupOptions {
             timeout: Duration::from_secs(600),
             heartbeat_timeout: Duration::from_secs(10),
             max_frame: DEFAULT_MAX_FRAME,
+            rejoin: false,
+            late: false,
         }
     }
 

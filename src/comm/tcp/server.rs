@@ -23,6 +23,8 @@ use tokio::task::JoinSet;
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Time that answers have to go out when rank 0 leaves.
 const GRACE: Duration = Duration::from_secs(5);
+/// Why a second process in the name of a rank is refused.
+const TAKEN: &str = "is connected already";
 /// Calls of one rank under way at once.
 const CALLS: usize = 256;
 /// Connections that have not shaken hands, at once.
@@ -89,7 +91,10 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, ready: oneshot::Sender<
     let (mut stop, mut present) = (shared.stop.clone(), shared.present.subscribe());
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     let deadline = Instant::now() + o.connect_timeout;
-    let mut ready = Some(ready);
+    let (mut ready, mut forming) = (Some(ready), true);
+    if o.late {
+        _ = ready.take().map(|waiting| waiting.send(Ok(())));
+    }
     loop {
         tokio::select! {
             _ = stop.changed() => break,
@@ -105,17 +110,20 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, ready: oneshot::Sender<
                 }
             }
         }
-        if let Some(waiting) = ready.take() {
-            match shared.present.borrow().iter().position(|there| !there) {
-                None => _ = waiting.send(Ok(())),
+        if forming {
+            let missing = shared.present.borrow().iter().position(|there| !there);
+            let outcome = match missing {
+                None => Ok(()),
                 Some(rank) if Instant::now() >= deadline => {
                     let detail = format!("rank {rank} did not connect within {} s", o.connect_timeout.as_secs_f64());
                     let error = CommError::Unavailable { endpoint: o.endpoints[rank].clone(), detail };
                     shared.meeting.fail(error.clone());
-                    _ = waiting.send(Err(error));
+                    Err(error)
                 }
-                Some(_) => ready = Some(waiting),
-            }
+                Some(_) => continue,
+            };
+            forming = false;
+            _ = ready.take().map(|waiting| waiting.send(outcome));
         }
     }
     drop(listener);
@@ -138,10 +146,19 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
         Err(e) => e,
     };
     tracing::debug!("rank {rank} ended: {why}");
-    shared.meeting.lost(rank, &why);
+    lost(rank, &why, &shared);
 }
 
-/// The handshake. A rank is taken in once; who comes in its name later is refused.
+/// Notes that the process of a rank is gone; where another may come, its place is free.
+fn lost(rank: usize, why: &str, shared: &Shared) {
+    shared.meeting.lost(rank, why);
+    if shared.options.rejoin {
+        shared.present.send_modify(|present| present[rank] = false);
+    }
+}
+
+/// The handshake. A rank is taken in once; who comes in its name later is refused, or told to come again by an end without an
+/// answer where a process may take the place of another.
 async fn greet(stream: TcpStream, shared: &Shared) -> Result<(Channel, usize), String> {
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     let mut channel: Channel = BaseChannel::new(Config::default(), Framed::new(stream, RootCodec::new(), HANDSHAKE_FRAME));
@@ -154,6 +171,15 @@ async fn greet(stream: TcpStream, shared: &Shared) -> Result<(Channel, usize), S
         Call::Hello(hello) => hello.check(&shared.options.hello().identity).and_then(|()| admit(hello.role, hello.index as usize, shared)),
         _ => Err("the first call of a connection is the handshake".into()),
     };
+    if let Ok(rank) = checked
+        && !shared.meeting.readmit(rank)
+    {
+        shared.present.send_modify(|present| present[rank] = false);
+        return Err(format!("rank {rank} comes back to a group that has ended"));
+    }
+    if shared.options.rejoin && checked.as_ref().is_err_and(|why| why.ends_with(TAKEN)) {
+        return Err("its place is not free yet".into());
+    }
     let answer = match &checked {
         Ok(_) => Answer::Welcome(shared.options.max_frame as u64),
         Err(why) => Answer::Refused(why.clone()),
@@ -167,7 +193,7 @@ async fn greet(stream: TcpStream, shared: &Shared) -> Result<(Channel, usize), S
             Ok((channel, rank))
         }
         (Ok(rank), _) => {
-            shared.meeting.lost(rank, "its connection was closed");
+            lost(rank, "its connection was closed", shared);
             Err("closed in the handshake".into())
         }
     }
@@ -180,7 +206,7 @@ fn admit(role: Role, rank: usize, shared: &Shared) -> Result<usize, String> {
     let mut verdict = Err(format!("rank {rank} of {} workers, of which rank 0 is here", shared.options.size()));
     shared.present.send_if_modified(|present| match present.get_mut(rank) {
         Some(there) if rank > 0 => {
-            verdict = if *there { Err(format!("rank {rank} is connected already")) } else { Ok(rank) };
+            verdict = if *there { Err(format!("rank {rank} {TAKEN}")) } else { Ok(rank) };
             !std::mem::replace(there, true)
         }
         _ => false,

@@ -1,0 +1,299 @@
+//! What `run` and `launch` share: the arguments of a job, its data, its progress, its summary.
+
+use super::{output, size, usage};
+use crate::data::{self, Bind, InputSpec};
+use crate::exec::Session;
+use crate::formats::onnx::value::ValueKind;
+use crate::ir::{Dim, Type};
+use crate::job::metrics::{Figure, Report};
+use crate::job::{DEFAULT_BATCH, Summary, parts_dir};
+use crate::plan::{Absent, Manifest};
+use crate::store::ConnectOptions;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What every form of a job takes.
+#[derive(clap::Args, Clone)]
+pub(super) struct JobArgs {
+    /// Samples: .npz, .npy, .csv, .csv.gz, .multislot, .parquet, or a folder in the layout of ONNX's test data
+    ///
+    /// Several files, and patterns such as 'part-*.csv', are read as one, a pattern's files in the order of their names.
+    #[arg(short, long, num_args = 1.., verbatim_doc_comment)]
+    pub(super) input: Vec<PathBuf>,
+    /// What the input files are, whatever their names
+    #[arg(long, value_parser = data::FORMATS, value_name = "FORMAT")]
+    pub(super) format: Option<String>,
+    /// Names of the slots of a .multislot whose lines are `count value… count value…` [default: the model's inputs]
+    #[arg(long, value_delimiter = ',', value_name = "SLOTS")]
+    pub(super) slots: Vec<String>,
+    /// Where outputs go: .npz, .csv, .parquet, or a folder
+    #[arg(short, long)]
+    pub(super) output: Option<PathBuf>,
+    /// Columns of the input to write beside the outputs, as they stand
+    #[arg(long, value_delimiter = ',', value_name = "COLUMNS")]
+    pub(super) keep: Vec<String>,
+    /// Which columns make up an input: INPUT=COL[,COL…] or INPUT=A1..A9 (may be given several times)
+    #[arg(long, value_name = "INPUT=COLS")]
+    pub(super) bind: Vec<Bind>,
+    /// What an empty cell of a .csv stands for [default: it is an error]
+    #[arg(long, value_name = "VALUE")]
+    pub(super) empty: Option<String>,
+    /// Column of labels (0 or 1): prints logloss, AUC and more over all samples
+    #[arg(long, value_name = "COLUMN")]
+    pub(super) label: Option<String>,
+    /// Column of groups, such as users: prints the AUC within groups too, weighted by their samples
+    #[arg(long, value_name = "COLUMN", requires = "label")]
+    pub(super) group: Option<String>,
+    /// The output that is the score [default: the first]
+    #[arg(long, value_name = "OUTPUT")]
+    pub(super) score: Option<String>,
+    /// Samples in a batch; only equal batches give equal bits
+    #[arg(short, long, default_value_t = DEFAULT_BATCH, value_parser = positive)]
+    pub(super) batch_size: usize,
+    /// Threads for kernels; 0 is one per core [default: 0, in a launched job the cores shared out]
+    #[arg(short, long)]
+    pub(super) threads: Option<usize>,
+    /// Seconds to wait for peers that are not there yet
+    #[arg(long, default_value_t = 60.0, value_name = "SECONDS", value_parser = seconds)]
+    pub(super) connect_timeout: f64,
+    /// Seconds that a lookup may take, reconnects included
+    #[arg(long, default_value_t = 30.0, value_name = "SECONDS", value_parser = seconds)]
+    pub(super) rpc_timeout: f64,
+    /// Largest message on the wire; larger requests are split
+    #[arg(long, default_value = "64MiB", value_parser = size::parse, value_name = "SIZE")]
+    pub(super) max_frame: u64,
+    /// What an id gives that a keyed table does not hold [default: as the deployment says]
+    #[arg(long, value_parser = ["zero", "error", "default"], value_name = "POLICY")]
+    pub(super) on_absent: Option<String>,
+    /// What a lookup gives whose pserver is not to be reached within --rpc-timeout: an error, or default rows (zeros where a table
+    /// has none), which are counted
+    #[arg(long, default_value = "error", value_parser = ["error", "default"], value_name = "POLICY")]
+    pub(super) on_unavailable: String,
+    /// File with the secret that all processes of the job share
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    /// Serve on an address that is not loopback without a token
+    #[arg(long)]
+    pub(super) insecure: bool,
+    /// Go on with the batches that an earlier job put aside beside its output (OUTPUT.parts)
+    #[arg(long)]
+    pub(super) resume: bool,
+    /// Write the metrics as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(super) metrics_out: Option<PathBuf>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    text.parse::<f64>().ok().filter(|s| *s > 0.0 && *s < 1e9).ok_or_else(|| format!("\"{text}\" is no number of seconds above 0"))
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| format!("\"{text}\" is no number above 0"))
+}
+
+impl JobArgs {
+    pub(super) fn token(&self) -> anyhow::Result<Option<String>> {
+        let Some(file) = &self.token_file else { return Ok(None) };
+        let text = std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
+        let token = text.trim().to_owned();
+        if token.is_empty() { Err(anyhow::anyhow!("{}: it is empty", file.display())) } else { Ok(Some(token)) }
+    }
+
+    pub(super) fn connect_options(&self) -> anyhow::Result<ConnectOptions> {
+        Ok(ConnectOptions {
+            connect_timeout: Duration::from_secs_f64(self.connect_timeout),
+            rpc_timeout: Duration::from_secs_f64(self.rpc_timeout),
+            max_frame: self.max_frame as usize,
+            token: self.token()?,
+            ..ConnectOptions::default()
+        })
+    }
+
+    /// Opens the samples for a model's inputs.
+    pub(super) fn source(&self, inputs: &[InputSpec]) -> anyhow::Result<Box<dyn data::Source>> {
+        if self.input.is_empty() {
+            return Err(usage("--input is missing"));
+        }
+        let options =
+            data::Options { binds: self.bind.clone(), empty: self.empty.clone(), format: self.format.clone(), slots: self.slots.clone() };
+        Ok(data::open_all(&data::expand(&self.input)?, inputs, &options)?)
+    }
+
+    /// Puts the policy for absent ids into a manifest.
+    pub(super) fn policies(&self, manifest: &mut Manifest) {
+        let policy = match self.on_absent.as_deref() {
+            None => return,
+            Some("zero") => Absent::Zero,
+            Some("default") => Absent::Default,
+            Some(_) => Absent::Error,
+        };
+        manifest.tables.iter_mut().filter(|t| t.keyed).for_each(|t| t.absent = policy);
+    }
+
+    /// The folder of finished batches.
+    pub(super) fn parts(&self) -> Option<PathBuf> {
+        self.output.as_deref().map(parts_dir)
+    }
+
+    /// What must be the same for finished batches to count.
+    pub(super) fn identity(&self, plan: &str, fingerprint: &str) -> anyhow::Result<BTreeMap<String, String>> {
+        let mut files = Vec::new();
+        for path in data::expand(&self.input)? {
+            let about = std::fs::metadata(&path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
+            let time = about.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
+            files.push(format!("{} of {} bytes from {}.{:09}", path.display(), about.len(), time.as_secs(), time.subsec_nanos()));
+        }
+        let binds: Vec<String> = self.bind.iter().map(ToString::to_string).collect();
+        let text = |t: &Option<String>| t.clone().unwrap_or_default();
+        let all = [
+            ("batch", self.batch_size.to_string()),
+            ("bind", binds.join(" ")),
+            ("empty", text(&self.empty)),
+            ("format", text(&self.format)),
+            ("group", text(&self.group)),
+            ("input", files.join(", ")),
+            ("keep", self.keep.join(",")),
+            ("label", text(&self.label)),
+            ("model", fingerprint.to_owned()),
+            ("on_absent", text(&self.on_absent)),
+            ("on_unavailable", self.on_unavailable.clone()),
+            ("plan", plan.to_owned()),
+            ("score", text(&self.score)),
+            ("slots", self.slots.join(",")),
+        ];
+        Ok(all.into_iter().map(|(k, v)| (k.to_owned(), v)).collect())
+    }
+}
+
+/// What a session wants as inputs, as data readers take it.
+pub(super) fn input_specs(session: &Session) -> Vec<InputSpec> {
+    session
+        .inputs()
+        .into_iter()
+        .map(|(name, ty, optional)| {
+            let kind = match ty {
+                Some(Type::Sequence(_)) => ValueKind::Sequence,
+                Some(Type::Optional(_)) => ValueKind::Optional,
+                Some(Type::Map { .. }) => ValueKind::Map,
+                _ => ValueKind::Tensor,
+            };
+            let dtype = ty.and_then(Type::dtype).unwrap_or(crate::tensor::DType::F32);
+            let dims = ty.and_then(Type::shape).map(|s| s.iter().map(Dim::known).collect());
+            InputSpec { kind, optional, ..InputSpec::tensor(name, dtype, dims) }
+        })
+        .collect()
+}
+
+/// The progress of one process: a bar on a terminal, lines that its launcher reads, a line now and then, or nothing.
+pub(super) struct Meter {
+    bar: ProgressBar,
+    total: usize,
+    every: Option<Duration>,
+    last: std::cell::Cell<Option<Instant>>,
+}
+
+impl Meter {
+    /// `launched` says that a launcher reads what is printed.
+    pub(super) fn new(samples: &data::Samples, launched: bool) -> Self {
+        let total = match samples {
+            data::Samples::Count(n) => *n,
+            data::Samples::Whole(_) => 1,
+        };
+        let terminal = std::io::stderr().is_terminal() && !launched;
+        let style =
+            ProgressStyle::with_template("{bar:40} {pos}/{len} samples  {per_sec}  {eta}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = if terminal { ProgressBar::new(total as u64).with_style(style) } else { ProgressBar::hidden() };
+        Self { bar, total, every: launched.then_some(Duration::from_millis(200)), last: std::cell::Cell::new(None) }
+    }
+
+    /// `done` samples are done here; with `all` there will be no more.
+    pub(super) fn set(&self, done: usize, all: bool) {
+        self.bar.set_position(done as u64);
+        if let Some(every) = self.every
+            && (all || self.last.get().is_none_or(|last| last.elapsed() >= every))
+        {
+            self.last.set(Some(Instant::now()));
+            eprintln!("{}{done} of {}", crate::job::launch::PROGRESS, self.total);
+        }
+    }
+
+    pub(super) fn done(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The lines that a job ends with; writes the metrics where they are wanted.
+pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples) -> anyhow::Result<Vec<String>> {
+    let seconds = s.elapsed.as_secs_f64();
+    let rate = s.samples.saturating_sub(s.before) as f64 / seconds.max(1e-9);
+    let metrics = s.metrics.as_ref();
+    if let Some(path) = &args.metrics_out {
+        write_json(path, s, seconds, rate)?;
+    }
+    let mut lines = vec![match samples {
+        data::Samples::Whole(_) => format!("one run in {seconds:.3} s"),
+        data::Samples::Count(_) if s.before > 0 => {
+            format!("{} samples; worker 0 had {} of them from before and took {seconds:.3} s", s.samples, s.before)
+        }
+        data::Samples::Count(_) => format!("{} samples in {seconds:.3} s: {rate:.0} samples/s", s.samples),
+    }];
+    if let Some(r) = metrics {
+        let all: Vec<String> = figures(r).into_iter().map(|(name, f)| format!("{name} {f}")).collect();
+        let groups = r.groups.map(|(all, both)| format!(" over {both} of {all} groups; {} have one class only", all - both));
+        lines.push(format!("{}{}", all.join("  "), groups.unwrap_or_default()));
+    }
+    if s.filled.absent > 0 {
+        lines.push(format!("{} ids were absent from their table and got its row for absent ids", s.filled.absent));
+    }
+    if s.filled.unavailable > 0 {
+        lines.push(format!("{} ids got default rows because a pserver was unavailable", s.filled.unavailable));
+    }
+    Ok(lines)
+}
+
+fn write_json(path: &Path, s: &Summary, seconds: f64, rate: f64) -> anyhow::Result<()> {
+    let mut json = s.metrics.as_ref().map_or_else(|| serde_json::json!({}), metrics_json);
+    json["samples"] = s.samples.into();
+    json["absent_ids"] = s.filled.absent.into();
+    json["unavailable_ids"] = s.filled.unavailable.into();
+    json["seconds"] = seconds.into();
+    json["samples_per_second"] = rate.into();
+    let text = serde_json::to_string_pretty(&json)?;
+    data::write_file(path, |f| {
+        use std::io::Write;
+        writeln!(f, "{text}").map_err(data::DataError::io(path))
+    })?;
+    Ok(())
+}
+
+/// Prints lines to stdout.
+pub(super) fn print(lines: &[String]) -> anyhow::Result<()> {
+    Ok(lines.iter().try_for_each(output::line)?)
+}
+
+fn figures(r: &Report) -> Vec<(&'static str, &Figure)> {
+    let mut all = vec![
+        ("logloss", &r.logloss),
+        ("auc", &r.auc),
+        ("accuracy", &r.accuracy),
+        ("rmse", &r.rmse),
+        ("mae", &r.mae),
+        ("calibration", &r.calibration),
+    ];
+    all.extend(r.grouped_auc.as_ref().map(|g| ("grouped_auc", g)));
+    all
+}
+
+fn metrics_json(r: &Report) -> serde_json::Value {
+    let mut json = serde_json::json!({ "count": r.count });
+    for (name, f) in figures(r) {
+        json[name] = f.value().map_or_else(|| serde_json::json!({ "undefined": f.to_string() }), Into::into);
+    }
+    if let Some((all, both)) = r.groups {
+        json["groups"] = serde_json::json!({ "all": all, "both_classes": both, "one_class": all - both });
+    }
+    json
+}

@@ -1,0 +1,167 @@
+//! One finished batch as bytes: what a worker puts aside, and what it sends to rank 0.
+
+use super::metrics::Metrics;
+use super::predict::JobError;
+use crate::data::{Samples, Sink, whole_count};
+use crate::formats::onnx::value::{ValueKind, decode_value, encode_value};
+use crate::tensor::Value;
+use bytes::{Buf, Bytes};
+use std::ops::Range;
+use twox_hash::XxHash3_64;
+
+/// The first bytes of a record; another layout takes others.
+const MAGIC: [u8; 4] = *b"GTB2";
+/// Magic, length of the body, its checksum.
+const HEAD: usize = 20;
+
+/// Ids that got a row that is not their own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Filled {
+    /// Their table does not hold them.
+    pub absent: u64,
+    /// Their pserver was not to be reached, and the job goes on with defaults.
+    pub unavailable: u64,
+}
+
+impl Filled {
+    pub(super) fn plus(self, o: Self) -> Self {
+        Self { absent: self.absent + o.absent, unavailable: self.unavailable + o.unavailable }
+    }
+
+    pub(super) fn since(self, before: Self) -> Self {
+        let minus = |a: u64, b: u64| a.saturating_sub(b);
+        Self { absent: minus(self.absent, before.absent), unavailable: minus(self.unavailable, before.unavailable) }
+    }
+}
+
+/// A batch that is done.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub range: Range<usize>,
+    /// Ids that got their table's row for absent ids, and those that got one because a pserver was unavailable.
+    pub filled: Filled,
+    pub metrics: Option<Metrics>,
+    pub outputs: Vec<(String, Value)>,
+}
+
+impl Record {
+    /// Head and body.
+    pub fn encode(&self) -> Result<Vec<u8>, JobError> {
+        let mut out = vec![0; HEAD];
+        let metrics = self.metrics.as_ref().map(Metrics::to_bytes).unwrap_or_default();
+        for n in [self.range.start as u64, self.range.len() as u64, self.filled.absent, self.filled.unavailable, metrics.len() as u64] {
+            out.extend(n.to_le_bytes());
+        }
+        out.extend(metrics);
+        out.extend((self.outputs.len() as u64).to_le_bytes());
+        for (name, value) in &self.outputs {
+            let encoded = encode_value(name, value).map_err(|e| JobError::Metrics(format!("output \"{name}\": {e}")))?;
+            out.push(ValueKind::of(value) as u8);
+            out.extend((encoded.len() as u64).to_le_bytes());
+            out.extend(encoded);
+        }
+        let (len, sum) = ((out.len() - HEAD) as u64, XxHash3_64::oneshot(&out[HEAD..]));
+        out[..4].copy_from_slice(&MAGIC);
+        out[4..12].copy_from_slice(&len.to_le_bytes());
+        out[12..HEAD].copy_from_slice(&sum.to_le_bytes());
+        Ok(out)
+    }
+
+    /// Takes the next record off; `None` for bytes that are cut off or damaged.
+    pub fn decode(bytes: &mut Bytes) -> Option<Self> {
+        let len = whole(bytes)?;
+        let mut body = bytes.split_to(len).slice(HEAD..);
+        let (start, count) = (word(&mut body)?, word(&mut body)?);
+        let filled = Filled { absent: word(&mut body)? as u64, unavailable: word(&mut body)? as u64 };
+        let metrics = word(&mut body)?;
+        if metrics > body.len() {
+            return None;
+        }
+        let part = body.split_to(metrics);
+        let metrics = if part.is_empty() { None } else { Some(Metrics::from_bytes(&part).ok()?) };
+        let mut outputs = Vec::new();
+        for _ in 0..word(&mut body)? {
+            let kind = match body.try_get_u8().ok()? {
+                0 => ValueKind::Tensor,
+                1 => ValueKind::Sequence,
+                2 => ValueKind::Optional,
+                _ => ValueKind::Map,
+            };
+            let len = word(&mut body)?;
+            if len > body.len() {
+                return None;
+            }
+            outputs.push(decode_value(&body.split_to(len), Some(kind)).ok()?);
+        }
+        Some(Self { range: start..start.checked_add(count)?, filled, metrics, outputs })
+    }
+
+    /// Writes the outputs where they belong; of a run that is not split, all that there is.
+    pub fn write(&self, sink: &mut dyn Sink, samples: &Samples) -> Result<(), JobError> {
+        let count = match samples {
+            Samples::Count(_) => self.range.len(),
+            Samples::Whole(_) => whole_count(&self.outputs),
+        };
+        Ok(sink.write(self.range.start, count, &self.outputs)?)
+    }
+}
+
+fn word(b: &mut Bytes) -> Option<usize> {
+    usize::try_from(b.try_get_u64_le().ok()?).ok()
+}
+
+/// The length of the record at the start of `bytes`, if it is whole and undamaged.
+pub(super) fn whole(bytes: &[u8]) -> Option<usize> {
+    let (head, rest) = bytes.split_at_checked(HEAD)?;
+    let field = |at: usize| <[u8; 8]>::try_from(&head[at..at + 8]).map(u64::from_le_bytes).ok();
+    let len = usize::try_from(field(4)?).ok().filter(|n| *n <= rest.len())?;
+    (head[..4] == MAGIC && field(12)? == XxHash3_64::oneshot(&rest[..len])).then_some(HEAD + len)
+}
+
+/// The samples of the record at the start of `bytes`, which is whole.
+pub(super) fn range_of(bytes: &[u8]) -> Option<Range<usize>> {
+    let mut body = bytes.get(HEAD..HEAD + 16)?;
+    let start = usize::try_from(body.get_u64_le()).ok()?;
+    Some(start..start.checked_add(usize::try_from(body.get_u64_le()).ok()?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Tensor;
+
+    fn record(start: usize) -> Record {
+        let mut metrics = Metrics::default();
+        metrics.add(1.0, 0.75);
+        let outputs = vec![("p".to_owned(), Tensor::vector(vec![start as f32, 0.5]).into())];
+        Record { range: start..start + 2, filled: Filled { absent: 3, unavailable: 4 }, metrics: Some(metrics), outputs }
+    }
+
+    #[test]
+    fn records_come_back_as_they_were() {
+        let mut bytes: Vec<u8> = record(4).encode().unwrap();
+        bytes.extend(record(9).encode().unwrap());
+        assert_eq!(range_of(&bytes), Some(4..6));
+        let mut bytes = Bytes::from(bytes);
+        for start in [4, 9] {
+            let (found, expected) = (Record::decode(&mut bytes).unwrap(), record(start));
+            assert_eq!((found.range, found.filled, found.metrics), (expected.range, expected.filled, expected.metrics));
+            assert_eq!(found.outputs, expected.outputs);
+        }
+        assert!(bytes.is_empty());
+    }
+
+    #[test]
+    fn what_is_cut_off_or_damaged_is_no_record() {
+        let good = record(0).encode().unwrap();
+        for len in 0..good.len() {
+            assert_eq!(whole(&good[..len]), None, "{len} bytes");
+        }
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert_eq!(whole(&bad), None, "byte {at}");
+        }
+        assert_eq!(whole(&good), Some(good.len()));
+    }
+}
