@@ -23,7 +23,7 @@
 //! types depend on the call, and are followed there).
 
 use super::{Changed, Pass, PassError, Report};
-use crate::ir::{Attrs, Dim, Graph, Kind, Model, NodeId, OpName, OpsetImport, Type, ValueId, opset_version};
+use crate::ir::{Attrs, Dim, Graph, Kind, Model, Names, NodeId, OpName, OpsetImport, Type, ValueId, opset_version};
 use crate::ops::{self, Args, Fact, InferCtx, OpCtx, OpDef, Run};
 use crate::tensor::{DType, Tensor, Value};
 use std::collections::HashMap;
@@ -52,7 +52,8 @@ impl Pass for InferShapes {
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {
         let (types, faults) = infer(model);
         report.remarks.extend(faults.into_iter().map(|f| ("infer-shapes", f)));
-        let mut names = model.names();
+        // Types alone need no names.
+        let mut names = Names::default();
         let mut changed = Changed::No;
         // The lists are in the order in which the graphs are visited.
         let mut types = types.into_iter();

@@ -3,7 +3,7 @@
 use super::Selection;
 use super::source::{constant, outer_value, place, source, view};
 use super::types::Types;
-use crate::ir::{Graph, Kind, Model, NodeId, OpsetImport, Scope, ValueId, opset_version};
+use crate::ir::{Graph, Kind, Model, NodeId, OpName, OpsetImport, Scope, ValueId, opset_version};
 use crate::ops::{self, Args, OpCtx, Run};
 use crate::passes::{Changed, PassError};
 use crate::tensor::{Tensor, Value};
@@ -31,9 +31,17 @@ const LOOKUPS: &[(&str, &[usize])] = &[
 /// The values of a node that are looked up.
 pub(super) fn looked_up(graph: &Graph, id: NodeId) -> Vec<ValueId> {
     let node = graph.node(id);
-    let Some(op) = node.op().filter(|o| matches!(&*o.domain, "" | "com.microsoft" | "graphtool")) else { return Vec::new() };
-    let operands = LOOKUPS.iter().find(|(name, _)| *name == &*op.name).map_or(&[][..], |(_, o)| o);
-    operands.iter().filter_map(|&i| node.input(i)).collect()
+    node.op().map_or(&[][..], operands).iter().filter_map(|&i| node.input(i)).collect()
+}
+
+fn operands(op: &OpName) -> &'static [usize] {
+    let ours = matches!(&*op.domain, "" | "com.microsoft" | "graphtool");
+    LOOKUPS.iter().find(|(name, _)| ours && *name == &*op.name).map_or(&[][..], |(_, o)| o)
+}
+
+/// Whether an op looks something up.
+pub(super) fn is_lookup(op: &OpName) -> bool {
+    !operands(op).is_empty()
 }
 
 /// What a value is a view of, down to what is none.
@@ -50,9 +58,12 @@ pub(super) fn base<'g>(graph: &'g Graph, scope: Option<&Scope<'g>>, mut v: Value
 }
 
 pub(super) fn tables(model: &mut Model, selection: &Selection, types: &Types) -> Result<(Changed, Left), PassError> {
+    let (mut changed, mut left) = (Changed::No, Left::new());
+    if !super::has_op(model, is_lookup) {
+        return Ok((changed, left));
+    }
     let mut names = model.names();
     let opsets = model.opset_imports.clone();
-    let (mut changed, mut left) = (Changed::No, Left::new());
     model.visit_mut(&mut |graph, scope| -> Result<(), PassError> {
         let mut made: Vec<(ValueId, Tensor)> = Vec::new();
         for v in wanted(graph, scope) {

@@ -45,7 +45,7 @@ pub(super) use types::Types;
 
 use super::report::{LookupRemark, TableTaken};
 use super::{Changed, Pass, PassError, Report};
-use crate::ir::{Graph, Model, NodeId, Scope, ValueId};
+use crate::ir::{Graph, Model, NodeId, OpName, Scope, ValueId};
 use crate::ops::remote::{DOMAIN, Negative};
 use crate::tensor::{DType, Tensor};
 use source::Source;
@@ -140,6 +140,11 @@ fn verdict(site: &Site, operand: usize, source: &Source) -> Verdict {
     }))
 }
 
+/// Whether some op, in a body or function too, is such a one.
+fn has_op(model: &Model, is: impl Fn(&OpName) -> bool) -> bool {
+    model.graphs().iter().any(|g| g.ops().iter().any(|&id| g.node(id).op().is_some_and(&is)))
+}
+
 impl Pass for RemoteLookup {
     fn name(&self) -> &'static str {
         "remote-lookup"
@@ -151,7 +156,9 @@ impl Pass for RemoteLookup {
 
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {
         let mut changed = state::capture(model)?.or(row_scales::look_up(model)?);
-        let types = Types::of(model);
+        // A product may be one of one-hot rows. Nothing else asks for types.
+        let asks = has_op(model, |op| compute::is_lookup(op) || matches!(&*op.name, "FusedMatMul" | "Gemm" | "MatMul"));
+        let types = if asks { Types::of(model) } else { Types::default() };
         let (computed, left) = compute::tables(model, &self.selection, &types)?;
         changed = changed.or(computed);
         let mut survey = Survey::new(&types, self.selection.one_hot, left);

@@ -7,12 +7,12 @@ use crate::passes::{Changed, PassError};
 use crate::tensor::{DType, Tensor};
 
 pub(super) fn look_up(model: &mut Model) -> Result<Changed, PassError> {
+    // Unsqueeze takes its axes as an operand from 13 on.
+    if model.opset("") < 13 || !super::has_op(model, |op| op.is("DequantizeLinear")) {
+        return Ok(Changed::No);
+    }
     let mut names = model.names();
     let mut changed = Changed::No;
-    // Unsqueeze takes its axes as an operand from 13 on.
-    if model.opset("") < 13 {
-        return Ok(changed);
-    }
     model.visit_mut(&mut |graph, scope| -> Result<(), PassError> {
         let found: Vec<Found> = graph.ops().iter().filter_map(|&id| find(graph, scope, id)).collect();
         if found.is_empty() {

@@ -6,6 +6,9 @@ use crate::passes::{Changed, PassError};
 
 /// Does that everywhere, from the outside in.
 pub(super) fn capture(model: &mut Model) -> Result<Changed, PassError> {
+    if !super::has_op(model, |op| op.is("Loop") || op.is("Scan")) {
+        return Ok(Changed::No);
+    }
     let mut names = model.names();
     let mut changed = Changed::No;
     let scans = model.opset("") >= 9;
