@@ -111,7 +111,10 @@ fn a_failing_worker_stops_the_job_and_leaves_no_output() {
     args.extend(BINDS);
     let error = fails(dir, &args, 1);
     assert!(error.contains("worker") && error.contains("id 9 at position 0 is out of range, valid -7..6"), "{error}");
-    assert!(!dir.join("out.npz").exists());
+    assert!(!dir.join("out.npz").exists() && !dir.join("out.npz.parts").exists());
+    args.iter_mut().filter(|a| **a == "out.npz").for_each(|a| *a = "gone/out.npz");
+    assert!(fails(dir, &args, 1).contains("gone/out.npz.parts: No such file"));
+    assert!(!dir.join("gone").exists());
 }
 
 #[test]

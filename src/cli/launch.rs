@@ -98,6 +98,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     servers.iter().chain(&workers).filter_map(|s| s.bind.as_ref()).try_for_each(|b| may_listen(b, open))?;
     let dir = deployment(&args, servers.len())?;
     let several = servers.iter().chain(&workers).any(|s| s.bind.is_none());
+    if args.schedule == "dynamic" && several {
+        return Err(usage("--schedule dynamic is for workers of one machine"));
+    }
+    std::fs::create_dir_all(&args.log_dir).map_err(|e| anyhow::anyhow!("{}: {e}", args.log_dir.display()))?;
     let parts = Parts::take(&args, several)?;
     let options = LaunchOptions {
         program: std::env::current_exe()?,
@@ -108,9 +112,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         log_dir: args.log_dir.clone(),
         max_restart: args.max_restart,
     };
-    if args.schedule == "dynamic" && options.has_others() {
-        return Err(usage("--schedule dynamic is for workers of one machine"));
-    }
     clean_logs(&args.log_dir);
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
@@ -215,10 +216,11 @@ fn lock(dir: &Path) -> anyhow::Result<Option<std::fs::File>> {
     use rustix::fs::{FlockOperation, flock};
     let path = dir.join("lock");
     let open = || {
-        std::fs::create_dir_all(dir)?;
+        // Not its parents: an output in a folder that is not there is a mistake.
+        std::fs::create_dir(dir).or_else(|e| if dir.is_dir() { Ok(()) } else { Err(e) })?;
         std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)
     };
-    let file = open().map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
+    let file = open().map_err(|e| anyhow::anyhow!("{}: {e}", dir.display()))?;
     Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(file))
 }
 
@@ -239,6 +241,10 @@ fn failure(args: &Args, parts: &Path, error: &LaunchError) -> anyhow::Error {
     let hint = if done {
         format!(" (finished batches are in {}; the same command with --resume goes on)", parts.display())
     } else {
+        // Nothing to go on with.
+        let _ = remove_parts(parts);
+        let _ = std::fs::remove_file(parts.join("lock"));
+        let _ = std::fs::remove_dir(parts);
         String::new()
     };
     exit_with(code, format!("{error}{hint}"))

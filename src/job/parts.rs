@@ -107,7 +107,7 @@ impl Parts {
         let mut parts =
             Self { dir: None, own: Own::Memory(Vec::new()), rank, records: Vec::new(), orphans: Vec::new(), finished: HashMap::new() };
         let Some(PartsOptions { dir, resume, identity }) = options else { return Ok(parts) };
-        fs::create_dir_all(dir).map_err(DataError::io(dir))?;
+        fs::create_dir(dir).or_else(|e| if dir.is_dir() { Ok(()) } else { Err(e) }).map_err(DataError::io(dir))?;
         let path = file_of(dir, rank);
         let known = dir.join(JOB);
         let others = ranks(dir)?;
