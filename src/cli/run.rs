@@ -335,7 +335,7 @@ fn job(
         Some(path) if root => Some(data::create(path)?),
         _ => None,
     };
-    let meter = Meter::new(source.samples(), launched());
+    let meter = Meter::new(source.samples(), comm.as_ref().map_or(1, |(c, _)| c.size()), launched());
     let job = Job {
         batch: a.batch_size,
         comm,
