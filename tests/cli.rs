@@ -111,7 +111,10 @@ fn a_failing_worker_stops_the_job_and_leaves_no_output() {
     args.extend(BINDS);
     let error = fails(dir, &args, 1);
     assert!(error.contains("worker") && error.contains("id 9 at position 0 is out of range, valid -7..6"), "{error}");
-    assert!(!dir.join("out.npz").exists());
+    assert!(!dir.join("out.npz").exists() && !dir.join("out.npz.parts").exists());
+    args.iter_mut().filter(|a| **a == "out.npz").for_each(|a| *a = "gone/out.npz");
+    assert!(fails(dir, &args, 1).contains("gone/out.npz.parts: No such file"));
+    assert!(!dir.join("gone").exists());
 }
 
 #[test]
@@ -236,25 +239,29 @@ fn inspect_and_dump_show_the_model() {
 }
 
 #[test]
-fn twenty_launches_at_once_take_no_port_from_each_other() {
+fn twenty_launches_at_once_take_nothing_from_each_other() {
     let tmp = tempfile::tempdir().expect("a directory");
     let dir = tmp.path();
     let log = small_log(dir);
-    ok(dir, &["rewrite", path(&model("widedeep_ts11")), "-o", "w.dist", "--shards", "2", "--min-bytes", "0"]);
+    std::fs::copy(model("widedeep_ts11"), dir.join("w.pb")).expect("copied");
+    // All in one directory: ports, the deployment, logs; the last five have outputs that others have, too.
     let launch = |i: usize| {
-        let (out, logs) = (format!("{i}.csv"), format!("log{i}"));
-        let mut args = vec!["launch", "w.dist", "--server_num=2", "--worker_num=2", "--input", path(&log), "--output", &out];
+        let out = format!("{}.csv", i % 15);
+        let mut args = vec!["launch", "w.pb", "--server_num=2", "--worker_num=2", "--min-bytes=0", "--input", path(&log), "--output", &out];
         args.extend(BINDS);
-        args.extend(["--log_dir", &logs, "--batch-size", "64"]);
+        args.extend(["--batch-size", "64", "--label", "click"]);
         graphtool(dir).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a launcher")
     };
     let launchers: Vec<_> = (0..20).map(launch).collect();
     for launcher in launchers {
         let out = launcher.wait_with_output().expect("it ends");
         assert!(out.status.success(), "{}", text(&out.stderr));
+        assert!(text(&out.stdout).lines().last().expect("metrics").starts_with("logloss 0."), "{}", text(&out.stdout));
     }
     let first = std::fs::read(dir.join("0.csv")).expect("outputs");
-    assert!((1..20).all(|i| std::fs::read(dir.join(format!("{i}.csv"))).expect("outputs") == first));
+    assert!((1..15).all(|i| std::fs::read(dir.join(format!("{i}.csv"))).expect("outputs") == first));
+    let left: Vec<_> = std::fs::read_dir(dir).expect("a directory").flatten().map(|e| e.file_name().into_string().expect("text")).collect();
+    assert_eq!(left.len(), 15 + 4, "{left:?}");
 }
 
 #[test]

@@ -299,6 +299,7 @@ fn no_process_outlives_its_launcher_even_one_that_is_stopped() {
     job.kill().expect("the launcher is ours");
     job.wait().expect("it ends");
     assert_gone(pids.into_values());
+    field.assert_whole(&field.start(&["--worker_num", "2", "--resume"]).wait_with_output().expect("the launcher ends"));
 }
 
 #[test]

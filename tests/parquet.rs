@@ -64,7 +64,7 @@ mod with {
         assert_eq!(get("tags.offsets", 108..114).unwrap(), Tensor::vector(vec![0i64, 0, 1, 1, 4, 4]));
         assert_eq!(get("tags.lod", 0..5).unwrap(), Tensor::vector(vec![0i64, 0, 1, 3, 6, 6]));
         assert_eq!(get("note", 5..7).unwrap(), Tensor::vector(vec![2.5f64, 3.0]));
-        assert_eq!(get("note", 5..9).unwrap_err(), "F: \"note\": row 2 of the batch: is null; --empty says what a null stands for");
+        assert_eq!(get("note", 5..9).unwrap_err(), "F: \"note\": row 7: is null; --empty says what a null stands for");
         assert!(get("tags", 0..5).unwrap_err().contains("sample 1: 1 values, the samples before have 0"));
         assert!(get("nobody", 0..5).unwrap_err().contains("\"nobody\": no such column"));
         let filled = open(1, &[vector("I1", DType::F32)], Some("-1")).tensor("note", 6..9).expect("a column");

@@ -431,3 +431,25 @@ async fn a_large_sparse_table_is_read_at_64_bit_offsets() {
     let rows = rows.as_slice::<f32>().unwrap();
     assert_eq!((rows[0], rows[1], rows[8960]), (7.0, 0.0, 0.0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn default_rows_for_a_server_that_is_gone_are_counted_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = [source("T", DType::F32, &[4, 2], Sharding::Row, 2), keyed("default", Absent::Default, 1)];
+    let manifest = Arc::new(deploy(dir.path(), &sources, 2));
+    let running = Server::start_all(dir.path(), 1, ServeOptions::default());
+    let connect = ConnectOptions { rpc_timeout: Duration::from_millis(300), ..options() };
+    let inner = store::connect(manifest.clone(), &endpoints(&running), connect).await.unwrap();
+    let store = store::Fallback::new(inner, &manifest).unwrap();
+    let ask = || store.lookup(vec![query(0, &[3, 1]), query(1, &[7, 5, 7])]);
+    let before = ask().await.unwrap();
+    assert_eq!(before[0], expected(&sources[0].values, &[3, 1]));
+    assert_eq!((store.defaulted(), store.stats().absent), (0, 2));
+    drop(running);
+    let after = ask().await.unwrap();
+    assert_eq!(after[0], Tensor::new([2, 2], vec![0.0f32; 4]).unwrap());
+    assert_eq!(after[1], Tensor::new([3, 2], vec![9.0f32; 6]).unwrap());
+    assert_eq!((store.defaulted(), store.stats().absent), (5, 2));
+    // What is wrong with the call stays an error.
+    assert!(matches!(store.lookup(vec![query(0, &[4])]).await.unwrap_err(), StoreError::Invalid { id: 4, .. }));
+}

@@ -38,7 +38,7 @@ pub(super) struct JobArgs {
     /// Which columns make up an input: INPUT=COL[,COL…] or INPUT=A1..A9 (may be given several times)
     #[arg(long, value_name = "INPUT=COLS")]
     pub(super) bind: Vec<Bind>,
-    /// What an empty cell of a .csv stands for [default: it is an error]
+    /// What an empty cell of a .csv, or a null of a .parquet, stands for [default: it is an error]
     #[arg(long, value_name = "VALUE")]
     pub(super) empty: Option<String>,
     /// Column of labels (0 or 1): prints logloss, AUC and more over all samples
@@ -196,8 +196,8 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// `launched` says that a launcher reads what is printed.
-    pub(super) fn new(samples: &data::Samples, launched: bool) -> Self {
+    /// For one of `workers`; `launched` says that a launcher reads what is printed.
+    pub(super) fn new(samples: &data::Samples, workers: usize, launched: bool) -> Self {
         let total = match samples {
             data::Samples::Count(n) => *n,
             data::Samples::Whole(_) => 1,
@@ -205,7 +205,7 @@ impl Meter {
         let terminal = std::io::stderr().is_terminal() && !launched;
         let style =
             ProgressStyle::with_template("{bar:40} {pos}/{len} samples  {per_sec}  {eta}").unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = if terminal { ProgressBar::new(total as u64).with_style(style) } else { ProgressBar::hidden() };
+        let bar = if terminal { ProgressBar::new(total.div_ceil(workers) as u64).with_style(style) } else { ProgressBar::hidden() };
         Self { bar, total, every: launched.then_some(Duration::from_millis(200)), last: std::cell::Cell::new(None) }
     }
 

@@ -80,13 +80,9 @@ impl Args {
         Ok(both)
     }
 
-    /// Where finished batches are.
-    fn parts(&self) -> PathBuf {
-        self.job.parts().unwrap_or_else(|| self.log_dir.join("parts"))
-    }
-
+    /// Where worker 0 leaves the last lines of the job; several launchers may share a folder of logs.
     fn report(&self) -> PathBuf {
-        self.log_dir.join("report.txt")
+        self.log_dir.join(format!(".report-{}", std::process::id()))
     }
 }
 
@@ -101,19 +97,22 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let open = args.job.token()?.is_some() || args.job.insecure;
     servers.iter().chain(&workers).filter_map(|s| s.bind.as_ref()).try_for_each(|b| may_listen(b, open))?;
     let dir = deployment(&args, servers.len())?;
+    let several = servers.iter().chain(&workers).any(|s| s.bind.is_none());
+    if args.schedule == "dynamic" && several {
+        return Err(usage("--schedule dynamic is for workers of one machine"));
+    }
+    std::fs::create_dir_all(&args.log_dir).map_err(|e| anyhow::anyhow!("{}: {e}", args.log_dir.display()))?;
+    let parts = Parts::take(&args, several)?;
     let options = LaunchOptions {
         program: std::env::current_exe()?,
-        server_args: child_args(&args, &dir, false, &servers, &workers),
-        worker_args: child_args(&args, &dir, true, &servers, &workers),
+        server_args: child_args(&args, &dir, &parts.dir, false, &servers, &workers),
+        worker_args: child_args(&args, &dir, &parts.dir, true, &servers, &workers),
         servers,
         workers,
         log_dir: args.log_dir.clone(),
         max_restart: args.max_restart,
     };
-    if args.schedule == "dynamic" && options.has_others() {
-        return Err(usage("--schedule dynamic is for workers of one machine"));
-    }
-    prepare(&args, &options)?;
+    clean_logs(&args.log_dir);
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     std::thread::spawn(move || {
@@ -136,7 +135,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     };
     let result = launch(&options, &mut board, &stop_servers);
     board.clear();
-    result.map_err(|e| failure(&args, &e))?;
+    result.map_err(|e| failure(&args, &parts.dir, &e))?;
     let report = std::fs::read_to_string(args.report()).unwrap_or_default();
     let _ = std::fs::remove_file(args.report());
     print(&report.lines().map(str::to_owned).collect::<Vec<_>>())
@@ -144,15 +143,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 
 /// The deployment directory; a plain model is rewritten into one.
 fn deployment(args: &Args, servers: usize) -> anyhow::Result<PathBuf> {
-    let dir = if deploy::is_deployment(&args.model) {
-        args.model.clone()
-    } else {
-        let dir = rewrite::default_dir(&args.model);
-        let outcome = deploy::rewrite(crate::formats::load(&args.model)?, &dir, args.rewrite.build(servers as u32)?)?;
-        let (remote, all) = rewrite::counts(&outcome);
-        output::line(format!("rewritten: {remote} of {all} lookups are remote; {}", dir.display()))?;
-        dir
-    };
+    let dir = if deploy::is_deployment(&args.model) { args.model.clone() } else { rewritten(args, servers)? };
     let (manifest, _) = deploy::open(&dir)?;
     if (manifest.shards as usize) < servers {
         return Err(usage(format!("{servers} pservers for {} shards: rewrite with --shards {servers} or more", manifest.shards)));
@@ -160,21 +151,80 @@ fn deployment(args: &Args, servers: usize) -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
-/// Clears away what an earlier job left, unless this one goes on with it.
-fn prepare(args: &Args, options: &LaunchOptions) -> anyhow::Result<()> {
-    clean_logs(&args.log_dir);
-    let _ = std::fs::remove_file(args.report());
-    let parts = args.parts();
-    // Who had taken which batch does not matter any more.
-    let _ = std::fs::remove_file(parts.join("claims"));
-    // Where machines share the folder, another may have begun: each worker clears its own.
-    if !args.job.resume && !options.has_others() && remove_parts(&parts)? {
-        tracing::info!("{}: batches of an earlier job are thrown away", parts.display());
+/// Rewrites the model into its default directory. One that holds the same already is left as it is: another job may be reading it.
+fn rewritten(args: &Args, servers: usize) -> anyhow::Result<PathBuf> {
+    let dir = rewrite::default_dir(&args.model);
+    let model = crate::formats::load(&args.model)?;
+    let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let fresh = dir.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
+    let foreign = dir.exists() && !deploy::is_deployment(&dir);
+    let options = args.rewrite.build(servers as u32)?;
+    let outcome = deploy::rewrite(model, if foreign { &dir } else { &fresh }, options)?;
+    let plan = || deploy::open(&dir).ok().map(|(m, _)| m.plan_id);
+    let same = || plan().as_ref() == Some(&outcome.manifest.plan_id);
+    let old = fresh.with_extension("old");
+    // A directory takes the place of none or an empty one in one step; whoever else is at it may have been faster.
+    if !foreign && !same() && std::fs::rename(&fresh, &dir).is_err() && !same() {
+        let _ = std::fs::rename(&dir, &old);
+        if let Err(e) = std::fs::rename(&fresh, &dir) {
+            let _ = std::fs::rename(&old, &dir);
+            let _ = std::fs::remove_dir_all(&fresh);
+            anyhow::bail!("{}: {e}", dir.display());
+        }
     }
-    Ok(())
+    for left in [&fresh, &old] {
+        let _ = std::fs::remove_dir_all(left);
+    }
+    let (remote, all) = rewrite::counts(&outcome);
+    output::line(format!("rewritten: {remote} of {all} lookups are remote; {}", dir.display()))?;
+    Ok(dir)
 }
 
-fn failure(args: &Args, error: &LaunchError) -> anyhow::Error {
+/// The folder of finished batches, which this job alone uses as long as this lives.
+struct Parts {
+    dir: PathBuf,
+    _lock: Option<std::fs::File>,
+}
+
+impl Parts {
+    /// Takes the folder beside the output, cleared unless this job goes on with it; another where a job that runs has it.
+    fn take(args: &Args, several: bool) -> anyhow::Result<Self> {
+        let dir = args.job.parts().unwrap_or_else(|| args.log_dir.join("parts"));
+        if several {
+            // Where machines share the folder, another may have begun: each worker clears its own.
+            return Ok(Self { dir, _lock: None });
+        }
+        let Some(lock) = lock(&dir)? else {
+            if args.job.resume {
+                anyhow::bail!("{}: another job uses these batches", dir.display());
+            }
+            let dir = dir.with_file_name(format!("{}-{}", dir.file_name().unwrap_or_default().to_string_lossy(), std::process::id()));
+            return Ok(Self { _lock: lock(&dir)?, dir });
+        };
+        // Who had taken which batch does not matter any more.
+        let _ = std::fs::remove_file(dir.join("claims"));
+        if args.job.resume || !remove_parts(&dir)? {
+            return Ok(Self { dir, _lock: Some(lock) });
+        }
+        tracing::info!("{}: batches of an earlier job are thrown away", dir.display());
+        Ok(Self { _lock: self::lock(&dir)?, dir })
+    }
+}
+
+/// Locks a folder of parts, if nobody has.
+fn lock(dir: &Path) -> anyhow::Result<Option<std::fs::File>> {
+    use rustix::fs::{FlockOperation, flock};
+    let path = dir.join("lock");
+    let open = || {
+        // Not its parents: an output in a folder that is not there is a mistake.
+        std::fs::create_dir(dir).or_else(|e| if dir.is_dir() { Ok(()) } else { Err(e) })?;
+        std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)
+    };
+    let file = open().map_err(|e| anyhow::anyhow!("{}: {e}", dir.display()))?;
+    Ok(flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(file))
+}
+
+fn failure(args: &Args, parts: &Path, error: &LaunchError) -> anyhow::Error {
     let code = match error {
         LaunchError::Failed { code, .. } => u8::try_from(*code).unwrap_or(1).max(1),
         LaunchError::Interrupted => 130,
@@ -182,22 +232,26 @@ fn failure(args: &Args, error: &LaunchError) -> anyhow::Error {
     };
     // A worker 0 that was killed leaves the file in which it gathered outputs; asking for a name clears that away.
     drop(args.job.output.as_deref().map(crate::data::TempPath::beside));
-    let parts = args.parts();
-    let done = std::fs::read_dir(&parts)
+    let _ = std::fs::remove_file(args.report());
+    let done = std::fs::read_dir(parts)
         .into_iter()
         .flatten()
         .flatten()
-        .any(|e| e.metadata().is_ok_and(|m| m.is_file() && m.len() > 0 && e.file_name() != "job.json"));
+        .any(|e| e.metadata().is_ok_and(|m| m.is_file() && m.len() > 0 && e.file_name().to_string_lossy().starts_with("worker-")));
     let hint = if done {
         format!(" (finished batches are in {}; the same command with --resume goes on)", parts.display())
     } else {
+        // Nothing to go on with.
+        let _ = remove_parts(parts);
+        let _ = std::fs::remove_file(parts.join("lock"));
+        let _ = std::fs::remove_dir(parts);
         String::new()
     };
     exit_with(code, format!("{error}{hint}"))
 }
 
 /// The arguments of a child.
-fn child_args(args: &Args, dir: &Path, worker: bool, servers: &[Seat], workers: &[Seat]) -> Vec<String> {
+fn child_args(args: &Args, dir: &Path, parts: &Path, worker: bool, servers: &[Seat], workers: &[Seat]) -> Vec<String> {
     let job = &args.job;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let here = |seats: &[Seat]| seats.iter().filter(|s| s.bind.is_some()).count().max(1);
@@ -216,7 +270,7 @@ fn child_args(args: &Args, dir: &Path, worker: bool, servers: &[Seat], workers: 
     flag("--connect-timeout", job.connect_timeout.to_string());
     flag("--rpc-timeout", job.rpc_timeout.to_string());
     flag("--on-unavailable", job.on_unavailable.clone());
-    flag("--parts", args.parts().display().to_string());
+    flag("--parts", parts.display().to_string());
     flag("--report", args.report().display().to_string());
     job.input.iter().for_each(|p| flag("--input", p.display().to_string()));
     for (name, path) in [("--output", &job.output), ("--metrics-out", &job.metrics_out)] {

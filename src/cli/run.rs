@@ -97,7 +97,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         Role::Local if args.job.resume => Err(usage("--resume goes on with a job of workers; this run has none")),
         Role::Local => local(&args),
         Role::Worker { rank, workers, servers, bind } => worker(&args, rank, workers, &servers, &bind),
-        Role::Pserver { index, servers, bind } => pserver(&args, index, servers, &bind),
+        Role::Pserver { index, servers, bind, peers } => pserver(&args, index, servers, &bind, &peers),
     }
 }
 
@@ -274,7 +274,7 @@ fn attempt(
     job(args, &session, comm, Some((parts, collectives)), filled)
 }
 
-fn pserver(args: &Args, index: usize, servers: usize, bind: &str) -> anyhow::Result<()> {
+fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[String]) -> anyhow::Result<()> {
     if !deploy::is_deployment(&args.model) {
         anyhow::bail!("{}: workers and pservers need a deployment directory; make one by `graphtool rewrite`", args.model.display());
     }
@@ -282,8 +282,7 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str) -> anyhow::Res
     let listener = match inherited_listener()? {
         Some(l) => l,
         None => {
-            let others = args.servers.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, s)| s.as_str());
-            endpoints::reachable(bind, others.chain(args.workers.iter().map(String::as_str)), &System).map_err(usage)?;
+            endpoints::reachable(bind, peers.iter().map(String::as_str), &System).map_err(usage)?;
             listen(bind, token.is_some() || args.job.insecure)?
         }
     };
@@ -336,7 +335,7 @@ fn job(
         Some(path) if root => Some(data::create(path)?),
         _ => None,
     };
-    let meter = Meter::new(source.samples(), launched());
+    let meter = Meter::new(source.samples(), comm.as_ref().map_or(1, |(c, _)| c.size()), launched());
     let job = Job {
         batch: a.batch_size,
         comm,

@@ -115,7 +115,8 @@ impl One {
                     Cursor { group, row: self.starts[group], reader }
                 }
             };
-            let found = take(&mut cursor.reader, &about, at - cursor.row, end - at, into).map_err(|e| e.at(&self.path, name))?;
+            let base = Base { batch: into.lengths.len(), file: at };
+            let found = take(&mut cursor.reader, &about, at - cursor.row, end - at, into).map_err(|e| e.at(&self.path, name, base))?;
             if found != end - at {
                 return Err(DataError::member(&self.path, name, format!("ends after {found} of {} rows", end - at)));
             }
@@ -173,11 +174,18 @@ enum Fault {
     Row(usize, String),
 }
 
+/// Where the first row of what is taken stands: in the batch and in its file.
+#[derive(Clone, Copy)]
+struct Base {
+    batch: usize,
+    file: usize,
+}
+
 impl Fault {
-    fn at(self, path: &Path, name: &str) -> DataError {
+    fn at(self, path: &Path, name: &str, base: Base) -> DataError {
         match self {
             Fault::Broken(what) => DataError::member(path, name, what),
-            Fault::Row(row, what) => DataError::member(path, name, format!("row {row} of the batch: {what}")),
+            Fault::Row(row, what) => DataError::member(path, name, format!("row {}: {what}", row - base.batch.min(row) + base.file)),
         }
     }
 }

@@ -80,6 +80,12 @@ fn sync_dir(target: &Path) {
     }
 }
 
+/// Whether a process runs; one that is dead but has not been asked about yet does not.
+fn lives(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !matches!(rest.trim_start().chars().next(), None | Some('Z' | 'X')))
+}
+
 /// Removes what a process left that is no longer running, where the system tells.
 fn clean(target: &Path, prefix: &str) {
     let dir = match target.parent() {
@@ -93,7 +99,7 @@ fn clean(target: &Path, prefix: &str) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let pid = name.to_string_lossy().strip_prefix(prefix).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !proc.join(pid.to_string()).exists()) {
+        if pid.is_some_and(|pid| !lives(pid)) {
             let path = entry.path();
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }

@@ -67,6 +67,17 @@ fn file_of(dir: &Path, rank: usize) -> PathBuf {
     dir.join(format!("worker-{rank}.parts"))
 }
 
+/// That a folder holds nothing that is not of a job: it is removed in the end.
+fn foreign(dir: &Path) -> Result<(), DataError> {
+    for entry in fs::read_dir(dir).map_err(DataError::io(dir))? {
+        let name = entry.map_err(DataError::io(dir))?.file_name().to_string_lossy().into_owned();
+        if !(name == JOB || name == "lock" || name == "claims" || name.starts_with("worker-") || name.starts_with(&format!(".{JOB}."))) {
+            return Err(DataError::file(dir, format!("it holds {name:?}, so it is no folder of finished batches; it is left alone")));
+        }
+    }
+    Ok(())
+}
+
 /// The ranks that have a file in a folder.
 fn ranks(dir: &Path) -> Result<Vec<usize>, DataError> {
     let mut ranks = Vec::new();
@@ -96,7 +107,7 @@ impl Parts {
         let mut parts =
             Self { dir: None, own: Own::Memory(Vec::new()), rank, records: Vec::new(), orphans: Vec::new(), finished: HashMap::new() };
         let Some(PartsOptions { dir, resume, identity }) = options else { return Ok(parts) };
-        fs::create_dir_all(dir).map_err(DataError::io(dir))?;
+        fs::create_dir(dir).or_else(|e| if dir.is_dir() { Ok(()) } else { Err(e) }).map_err(DataError::io(dir))?;
         let path = file_of(dir, rank);
         let known = dir.join(JOB);
         let others = ranks(dir)?;
@@ -112,6 +123,7 @@ impl Parts {
                 }
             }
         } else {
+            foreign(dir)?;
             // Nobody else writes these any more.
             for other in others.into_iter().filter(|o| *o >= size && rank == 0) {
                 fs::remove_file(file_of(dir, other)).map_err(DataError::io(dir))?;
@@ -204,7 +216,7 @@ impl Parts {
             return;
         }
         let _ = fs::remove_file(file_of(dir, self.rank));
-        if fs::read_dir(dir).is_ok_and(|d| d.flatten().all(|e| e.file_name() == JOB)) {
+        if fs::read_dir(dir).is_ok_and(|d| d.flatten().all(|e| e.file_name() == JOB || e.file_name() == "lock")) {
             let _ = fs::remove_dir_all(dir);
         }
     }
@@ -302,7 +314,8 @@ mod tests {
         assert!([0..2, 2..4, 4..6].iter().all(|b| first.has(b)) && !first.has(&(6..8)));
         assert_eq!(ranges(&mut first), [0..2, 4..6]);
         let mut second = Parts::open(Some(&options(tmp.path(), true, "2")), 1, 2).unwrap();
-        assert_eq!(ranges(&mut second), [2..4]);
+        assert_eq!(ranges(&mut second).first(), Some(&(2..4)));
+        assert_eq!(second.own(), 1);
     }
 
     #[test]

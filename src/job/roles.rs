@@ -49,6 +49,8 @@ pub enum Role {
         servers: usize,
         /// Address and port to bind.
         bind: String,
+        /// Endpoints of the other processes of the job, as far as they are known.
+        peers: Vec<String>,
     },
 }
 
@@ -232,7 +234,13 @@ fn pserver(flags: &RoleFlags, env: &Env, servers: &[String], net: &dyn Network) 
         },
     };
     let bind = format!("{}:{}", host.unwrap_or_else(|| "127.0.0.1".into()), port.unwrap_or(0));
-    Ok(Role::Pserver { index, servers: count, bind })
+    let workers = if flags.workers.is_empty() {
+        env.get("PADDLE_TRAINER_ENDPOINTS").map(|v| list(v)).unwrap_or_default()
+    } else {
+        flags.workers.clone()
+    };
+    let others = servers.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, s)| s.clone());
+    Ok(Role::Pserver { index, servers: count, bind, peers: others.chain(workers).collect() })
 }
 
 #[cfg(test)]
@@ -267,7 +275,7 @@ mod tests {
         server.extend(env(&[("TRAINING_ROLE", "PSERVER"), ("POD_IP", "127.0.0.1"), ("PADDLE_PORT", "7002")]));
         assert_eq!(
             resolve(&RoleFlags::default(), &server).unwrap().0,
-            Role::Pserver { index: 1, servers: 2, bind: "127.0.0.1:7002".into() }
+            Role::Pserver { index: 1, servers: 2, bind: "127.0.0.1:7002".into(), peers: vec!["127.0.0.1:7001".into()] }
         );
     }
 
