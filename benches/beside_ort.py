@@ -1,6 +1,6 @@
 """graphtool beside ONNX Runtime on the same models, inputs of the same shape and threads, in interleaved rounds.
 
-    python benches/onnxruntime.py target/release/graphtool FOLDER [--rounds 7] [--seconds 0.5] [--models dlrm,bert]
+    python benches/beside_ort.py target/release/graphtool FOLDER [--rounds 7] [--seconds 0.5] [--models dlrm,bert]
 
 Needs the packages onnx, onnxruntime and numpy. FOLDER keeps the models (benches/models.py makes them if they are not there).
 Prints, for each model, batch and number of threads, the samples per second of both and the ratio graphtool / ONNX Runtime
