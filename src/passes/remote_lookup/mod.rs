@@ -156,9 +156,12 @@ impl Pass for RemoteLookup {
 
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {
         let mut changed = state::capture(model)?.or(row_scales::look_up(model)?);
-        // A product may be one of one-hot rows. Nothing else asks for types.
+        // A product may be one of one-hot rows. No other op looks anything up.
         let asks = has_op(model, |op| compute::is_lookup(op) || matches!(&*op.name, "FusedMatMul" | "Gemm" | "MatMul"));
-        let types = if asks { Types::of(model) } else { Types::default() };
+        if !asks {
+            return Ok(changed);
+        }
+        let types = Types::of(model);
         let (computed, left) = compute::tables(model, &self.selection, &types)?;
         changed = changed.or(computed);
         let mut survey = Survey::new(&types, self.selection.one_hot, left);
