@@ -22,6 +22,7 @@
 //! *Leaves alone*: what the interface states, values of ops that this build does not know, bodies of functions (their
 //! types depend on the call, and are followed there).
 
+use super::rules::edit_each;
 use super::{Changed, Pass, PassError, Report};
 use crate::ir::{Attrs, Dim, Graph, Kind, Model, Names, NodeId, OpName, OpsetImport, Type, ValueId, opset_version};
 use crate::ops::{self, Args, Fact, InferCtx, OpCtx, OpDef, Run};
@@ -52,23 +53,11 @@ impl Pass for InferShapes {
     fn run(&self, model: &mut Model, report: &mut Report) -> Result<Changed, PassError> {
         let (types, faults) = infer(model);
         report.remarks.extend(faults.into_iter().map(|f| ("infer-shapes", f)));
-        // Types alone need no names.
-        let mut names = Names::default();
-        let mut changed = Changed::No;
-        // The lists are in the order in which the graphs are visited.
+        // The lists are in the order in which the graphs are visited. Types alone need no names.
         let mut types = types.into_iter();
-        model.visit_mut(&mut |graph, _| -> Result<(), PassError> {
-            let mut edit = graph.edit("infer-shapes");
-            for (value, ty) in types.next().unwrap_or_default() {
-                edit.set_type(value, ty);
-            }
-            if !edit.is_empty() {
-                edit.commit(&mut names)?;
-                changed = Changed::Yes;
-            }
-            Ok(())
-        })?;
-        Ok(changed)
+        edit_each(model, "infer-shapes", Names::default(), |edit| {
+            types.next().unwrap_or_default().into_iter().for_each(|(value, ty)| edit.set_type(value, ty));
+        })
     }
 }
 

@@ -18,6 +18,7 @@
 //! ```
 //! *Leaves alone*: bodies of functions, which can have no initializers; sparse constants; constants that the graph gives back.
 
+use super::rules::edit_each;
 use super::{Changed, Pass, PassError, Report};
 use crate::ir::{Attr, Attrs, Constant, Graph, Model, NodeId};
 use crate::tensor::Tensor;
@@ -36,24 +37,17 @@ impl Pass for LiftConstants {
     }
 
     fn run(&self, model: &mut Model, _: &mut Report) -> Result<Changed, PassError> {
-        let mut names = model.names();
-        let mut changed = Changed::No;
-        model.visit_mut(&mut |graph: &mut Graph, _| -> Result<(), PassError> {
+        let names = model.names();
+        edit_each(model, "lift-constants", names, |edit| {
+            let graph = edit.graph();
             let constants: Vec<(NodeId, Constant)> = graph.ops().iter().filter_map(|&id| Some((id, lifted(graph, id)?))).collect();
-            let mut edit = graph.edit("lift-constants");
             for (id, constant) in constants {
                 let name = edit.graph().name_of(id.value(0)).to_owned();
                 let param = edit.add_param(&name, constant);
                 edit.replace_uses(id.value(0), param);
                 edit.remove(id);
             }
-            if !edit.is_empty() {
-                edit.commit(&mut names)?;
-                changed = Changed::Yes;
-            }
-            Ok(())
-        })?;
-        Ok(changed)
+        })
     }
 }
 

@@ -24,6 +24,7 @@
 //! *Leaves alone*: defaults of inputs, which a caller may override; values that differ in a bit (0 and -0); names that the
 //! training information uses. `rewrite` does not run it: equal tables stay tables of their own.
 
+use super::rules::edit_each;
 use super::{Changed, Pass, PassError, Report};
 use crate::ir::{Graph, Kind, Model, NodeId, Type, digest};
 use crate::tensor::DType;
@@ -43,23 +44,13 @@ impl Pass for MergeInitializers {
     }
 
     fn run(&self, model: &mut Model, _: &mut Report) -> Result<Changed, PassError> {
-        let mut names = model.names();
-        let pinned = model.pinned.clone();
-        let mut changed = Changed::No;
-        model.visit_mut(&mut |graph: &mut Graph, _| -> Result<(), PassError> {
-            let pairs = equal(graph, &pinned);
-            let mut edit = graph.edit("merge-initializers");
-            for (copy, first) in pairs {
+        let (names, pinned) = (model.names(), model.pinned.clone());
+        edit_each(model, "merge-initializers", names, |edit| {
+            for (copy, first) in equal(edit.graph(), &pinned) {
                 edit.replace_uses(copy.value(0), first.value(0));
                 edit.remove(copy);
             }
-            if !edit.is_empty() {
-                edit.commit(&mut names)?;
-                changed = Changed::Yes;
-            }
-            Ok(())
-        })?;
-        Ok(changed)
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //! one edit per graph, in which no two rewritings meet.
 
 use super::{Changed, PassError, infer_shapes};
-use crate::ir::{Attrs, Dim, Edit, Graph, Model, Node, NodeId, OpName, Output, ValueId};
+use crate::ir::{Attrs, Dim, Edit, Graph, Model, Names, Node, NodeId, OpName, Output, ValueId};
 use crate::ops::{self, Fact};
 use crate::tensor::{DType, Tensor};
 use std::collections::{HashMap, HashSet};
@@ -13,6 +13,24 @@ const ROUNDS: usize = 200;
 /// Whether the model's own functions hide ops of this build: then a node's name does not say what it does.
 pub(super) fn shadowed(model: &Model) -> bool {
     model.functions.iter().any(|f| ops::find(&f.op()).is_some())
+}
+
+/// Records an edit for the main graph and for each body, innermost first, and commits those in which something stands.
+///
+/// # Errors
+/// An edit that is refused; those before it stand.
+pub(super) fn edit_each(model: &mut Model, label: &str, mut names: Names, mut record: impl FnMut(&mut Edit)) -> Result<Changed, PassError> {
+    let mut changed = Changed::No;
+    model.visit_mut(&mut |graph, _| -> Result<(), PassError> {
+        let mut edit = graph.edit(label);
+        record(&mut edit);
+        if !edit.is_empty() {
+            edit.commit(&mut names)?;
+            changed = Changed::Yes;
+        }
+        Ok(())
+    })?;
+    Ok(changed)
 }
 
 /// Tries a rule at each node of the main graph and of all bodies until nothing changes. What a rule gives back is not
