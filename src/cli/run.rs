@@ -12,7 +12,7 @@ use crate::job::launch::{LISTEN_ENV, PARENT_ENV, RESTARTED_ENV};
 use crate::job::roles::{Role, RoleFlags, near_misses, resolve};
 use crate::job::{Filled, Job, JobError, PartsOptions, predict, remove_parts};
 use crate::plan::Manifest;
-use crate::store::{self, Fallback, ServeOptions, Shards, Store};
+use crate::store::{self, Cached, Fallback, ServeOptions, Shards, Store};
 use crate::{deploy, formats};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
@@ -155,14 +155,22 @@ fn local(args: &Args) -> anyhow::Result<()> {
     if deploy::is_deployment(&args.model) {
         let (mut manifest, model) = deploy::open(&args.model)?;
         args.job.policies(&mut manifest);
-        let store: Arc<dyn Store> = Arc::new(Shards::open(&args.model, Arc::new(manifest), |_| true)?);
+        let manifest = Arc::new(manifest);
+        let mut store: Arc<dyn Store> = Arc::new(Shards::open(&args.model, manifest.clone(), |_| true)?);
+        let cache = args.job.cached(&store, &manifest)?;
+        if let Some(cache) = &cache {
+            store = cache.clone();
+        }
         let runtime = runtime()?;
         let options = Options { threads, store: Some(store.clone()), runtime: Some(runtime.handle().clone()), ..Options::default() };
         let session = Session::new(&model, options)?;
-        return Ok(job(args, &session, None, None, &|| Filled { absent: store.stats().absent, unavailable: 0 })??);
+        return Ok(job(args, &session, None, None, &Ids { store: Some(store), cache, ..Ids::default() })??);
+    }
+    if args.job.cache.is_some() {
+        return Err(usage("--cache is for the tables of a deployment directory; this is a model file"));
     }
     let session = Session::new(&formats::load(&args.model)?, Options { threads, ..Options::default() })?;
-    Ok(job(args, &session, None, None, &Filled::default)??)
+    Ok(job(args, &session, None, None, &Ids::default())??)
 }
 
 fn open_deployment(path: &Path) -> anyhow::Result<(Manifest, Model)> {
@@ -213,25 +221,28 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
         // A worker that is done waits for the others as long as they are alive, which heartbeats tell.
         group.timeout = Duration::from_secs(30 * 24 * 3600);
     }
-    let mut fallback = None;
-    let store: Option<Arc<dyn Store>> = if servers.is_empty() || manifest.tables.is_empty() {
-        None
-    } else {
+    let mut ids = Ids::default();
+    if !servers.is_empty() && !manifest.tables.is_empty() {
         let manifest = Arc::new(manifest);
-        let store = runtime.block_on(store::connect(manifest.clone(), servers, args.job.connect_options()?))?;
-        if args.job.on_unavailable == "default" {
-            fallback = Some(Arc::new(Fallback::new(store.clone(), &manifest)?));
+        let mut store = runtime.block_on(store::connect(manifest.clone(), servers, args.job.connect_options()?))?;
+        ids.cache = args.job.cached(&store, &manifest)?;
+        if let Some(cache) = &ids.cache {
+            store = cache.clone();
         }
-        Some(fallback.clone().map_or(store, |f| f as Arc<dyn Store>))
-    };
-    let filled =
-        || Filled { absent: store.as_ref().map_or(0, |s| s.stats().absent), unavailable: fallback.as_ref().map_or(0, |f| f.defaulted()) };
+        if args.job.on_unavailable == "default" {
+            // Around the cache, which is to keep no row that is not its id's.
+            let fallback = Arc::new(Fallback::new(store, &manifest)?);
+            ids.fallback = Some(fallback.clone());
+            store = fallback;
+        }
+        ids.store = Some(store);
+    }
     // A model that cannot be run says so before the group is formed; the group's collectives come after.
     let threads = args.job.threads.unwrap_or(0);
-    let options = Options { threads, store: store.clone(), runtime: Some(runtime.handle().clone()), ..Options::default() };
+    let options = Options { threads, store: ids.store.clone(), runtime: Some(runtime.handle().clone()), ..Options::default() };
     let mut rejoins = 0;
     let result = loop {
-        let error = match attempt(args, &model, &options, (&group, &listener), (&parts, collectives), &runtime, &filled) {
+        let error = match attempt(args, &model, &options, (&group, &listener), (&parts, collectives), &runtime, &ids) {
             Ok(Err(e)) if args.rejoin && e.is_lost() && rejoins < REJOINS => e,
             other => break other,
         };
@@ -254,7 +265,7 @@ fn attempt(
     (group, listener): (&GroupOptions, &Option<TcpListener>),
     (parts, collectives): (&PartsOptions, bool),
     runtime: &Runtime,
-    filled: &dyn Fn() -> Filled,
+    ids: &Ids,
 ) -> anyhow::Result<Result<(), JobError>> {
     let mut session = if collectives { None } else { Some(Session::new(model, options.clone())?) };
     let comm = if group.endpoints.len() > 1 {
@@ -271,7 +282,7 @@ fn attempt(
         None => Session::new(model, Options { comm: comm.clone(), ..options.clone() })?,
     };
     let comm = comm.as_deref().map(|c| (c, runtime.handle().clone()));
-    job(args, &session, comm, Some((parts, collectives)), filled)
+    job(args, &session, comm, Some((parts, collectives)), ids)
 }
 
 fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[String]) -> anyhow::Result<()> {
@@ -320,13 +331,29 @@ pub(super) async fn stop_signal() {
     }
 }
 
+/// Where this process asks for rows, and the wrappers whose counts it ends with.
+#[derive(Default)]
+struct Ids {
+    store: Option<Arc<dyn Store>>,
+    cache: Option<Arc<Cached>>,
+    fallback: Option<Arc<Fallback>>,
+}
+
+impl Ids {
+    fn filled(&self) -> Filled {
+        let stats = self.store.as_ref().map(|s| s.stats()).unwrap_or_default();
+        let unavailable = self.fallback.as_ref().map_or(0, |f| f.defaulted());
+        Filled { absent: stats.absent, unavailable, cache_hits: stats.cache_hits, cache_misses: stats.cache_misses }
+    }
+}
+
 /// Runs the samples of this process. What went wrong in the job is kept apart from what was wrong before it.
 fn job(
     args: &Args,
     session: &Session,
     comm: Option<(&dyn Comm, tokio::runtime::Handle)>,
     parts: Option<(&PartsOptions, bool)>,
-    filled: &dyn Fn() -> Filled,
+    ids: &Ids,
 ) -> anyhow::Result<Result<(), JobError>> {
     let a = &args.job;
     let source = a.source(&input_specs(session))?;
@@ -348,11 +375,11 @@ fn job(
         score: a.score.clone(),
         // Worker 0 may want outputs of which the others know nothing.
         outputs: a.output.is_some() || args.parts.is_none(),
-        filled,
+        filled: &|| ids.filled(),
         progress: &|done, all| meter.set(done, all),
         conclude: &|summary| {
             meter.done();
-            let lines = summarise(a, summary, source.samples()).map_err(|e| e.to_string())?;
+            let lines = summarise(a, summary, source.samples(), ids.cache.as_deref()).map_err(|e| e.to_string())?;
             if let Some(path) = &args.report {
                 std::fs::write(path, lines.join("\n")).map_err(|e| format!("{}: {e}", path.display()))?;
             }

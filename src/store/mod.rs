@@ -1,5 +1,7 @@
 //! Stores of table rows. A [`Store`] answers lookups; the wrappers add one property each and are stores themselves.
 
+mod cached;
+mod clock;
 mod counted;
 mod counters;
 mod dedup;
@@ -18,6 +20,7 @@ mod shards;
 mod stream;
 mod writer;
 
+pub use cached::Cached;
 pub use counted::Counted;
 pub use dedup::Dedup;
 pub use fallback::Fallback;
