@@ -14,6 +14,7 @@ mod inspect;
 mod job;
 mod launch;
 mod merge;
+mod monitor;
 mod optimize;
 mod output;
 mod passes;

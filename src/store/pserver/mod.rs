@@ -5,10 +5,12 @@ mod chunks;
 mod client;
 mod replicas;
 mod server;
+mod watch;
 mod wire;
 
 pub use client::{ConnectOptions, connect, server_info, stop_server};
 pub use server::{ServeOptions, Verify, serve, serve_shards};
+pub use watch::ServerWatch;
 
 use super::Stats;
 use serde::{Deserialize, Serialize};

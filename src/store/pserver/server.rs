@@ -1,8 +1,8 @@
 //! The server: a runtime of one thread per core, each with its share of the connections. Nothing that a client sends is
 //! trusted, and what one client does wrong is answered to that client alone.
 
-use super::ServerInfo;
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
+use super::{ServerInfo, ServerWatch};
 use crate::store::request::{Request, row_blocks};
 use crate::store::stream::{CHUNK, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
@@ -63,6 +63,8 @@ pub struct ServeOptions {
     pub remote_shutdown: bool,
     /// When the files are verified.
     pub verify: Verify,
+    /// Lets this process see what the server does.
+    pub watch: Option<Arc<ServerWatch>>,
 }
 
 impl Default for ServeOptions {
@@ -80,6 +82,7 @@ impl Default for ServeOptions {
             stall_timeout: Duration::from_secs(30),
             remote_shutdown: false,
             verify: Verify::Auto,
+            watch: None,
         }
     }
 }
@@ -89,7 +92,8 @@ const SMALL: u64 = 64 << 20;
 /// Time that connections have to end by themselves when the server stops.
 const GRACE: Duration = Duration::from_secs(2);
 
-struct Shared {
+#[derive(Debug)]
+pub(super) struct Shared {
     shards: Arc<Shards>,
     options: ServeOptions,
     identity: Identity,
@@ -166,6 +170,9 @@ pub fn serve_shards(
         shards: shards.clone(),
     };
     let shared = Arc::new(shared);
+    if let Some(watch) = &shared.options.watch {
+        let _ = watch.server.set(Arc::downgrade(&shared));
+    }
     std::thread::scope(|scope| {
         let mut queues = Vec::new();
         for runtime in runtimes {
@@ -340,12 +347,18 @@ async fn answer_one(channel: &mut Channel, shared: &Shared, role: Role, request:
     match request.message {
         Call::Fetch(fetch) if role == Role::Worker => {
             // The share is held until the answer is written.
-            let (_share, answer) = match fetch_rows(&fetch, shared, request.context.deadline).await {
+            let start = Instant::now();
+            let (share, answer) = match fetch_rows(&fetch, shared, request.context.deadline).await {
                 Ok((share, answer)) => (Some(share), answer),
                 Err(failure) => (None, Answer::Failed(failure)),
             };
+            if let (Some(watch), Some(_)) = (&shared.options.watch, &share) {
+                watch.durations.add(start.elapsed());
+            }
             drop(fetch);
-            reply(channel, shared, id, answer).await
+            let sent = reply(channel, shared, id, answer).await;
+            drop(share);
+            sent
         }
         Call::Info => reply(channel, shared, id, Answer::Info(info(shared))).await,
         Call::Shutdown if role == Role::Control && shared.options.remote_shutdown => {
@@ -405,10 +418,15 @@ async fn reply(channel: &mut Channel, shared: &Shared, request_id: u64, answer: 
 }
 
 fn info(shared: &Shared) -> String {
+    serde_json::to_string(&describe(shared)).unwrap_or_default()
+}
+
+/// What a server says of itself.
+pub(super) fn describe(shared: &Shared) -> ServerInfo {
     let (shards, manifest) = (&shared.shards, shared.shards.manifest());
     let numbers = shards.numbers();
     let here = |t: &&crate::plan::TableEntry| t.pieces.iter().any(|p| numbers.contains(&p.shard));
-    let info = ServerInfo {
+    ServerInfo {
         plan_id: manifest.plan_id.clone(),
         fingerprint: manifest.fingerprint.clone(),
         servers: shared.options.servers,
@@ -418,6 +436,5 @@ fn info(shared: &Shared) -> String {
         shards: numbers,
         connections: shared.connections.load(Relaxed),
         stats: shards.stats(),
-    };
-    serde_json::to_string(&info).unwrap_or_default()
+    }
 }
