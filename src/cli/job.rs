@@ -98,12 +98,16 @@ fn positive(text: &str) -> Result<usize, String> {
     text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| format!("\"{text}\" is no number above 0"))
 }
 
+/// The secret in a file.
+pub(super) fn token(file: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
+    let token = text.trim().to_owned();
+    if token.is_empty() { Err(anyhow::anyhow!("{}: it is empty", file.display())) } else { Ok(token) }
+}
+
 impl JobArgs {
     pub(super) fn token(&self) -> anyhow::Result<Option<String>> {
-        let Some(file) = &self.token_file else { return Ok(None) };
-        let text = std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
-        let token = text.trim().to_owned();
-        if token.is_empty() { Err(anyhow::anyhow!("{}: it is empty", file.display())) } else { Ok(Some(token)) }
+        self.token_file.as_deref().map(token).transpose()
     }
 
     pub(super) fn connect_options(&self) -> anyhow::Result<ConnectOptions> {

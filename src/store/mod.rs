@@ -28,7 +28,9 @@ pub use durations::{BOUNDS, Durations, Timed};
 pub use fallback::Fallback;
 pub use memory::Memory;
 pub use piece::checksum;
-pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, ServerWatch, Verify, connect, serve, serve_shards, server_info, stop_server};
+pub use pserver::{
+    ConnectOptions, ServeOptions, ServerInfo, ServerWatch, Verify, connect, reload_server, serve, serve_shards, server_info, stop_server,
+};
 pub use rows::{RowSource, RowVisitor, TableRows};
 pub use shards::{Shards, open_local, read_manifest};
 pub use writer::{piece_file, rewrite_table, write_keyed_table, write_table};

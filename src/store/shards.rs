@@ -60,7 +60,7 @@ pub struct Shards {
     shards: Vec<Option<u32>>,
     tables: Vec<Table>,
     held: Vec<Held>,
-    counters: Counters,
+    counters: Arc<Counters>,
     fault: OnceLock<StoreError>,
 }
 
@@ -137,7 +137,7 @@ impl Shards {
             held.push(Held { place, width, decode: Decode::of(t), filling: Filling::of(t)? });
         }
         let tables = layout::tables(&manifest);
-        Ok(Self { dir: dir.into(), manifest, shards, tables, held, counters: Counters::default(), fault: OnceLock::new() })
+        Ok(Self { dir: dir.into(), manifest, shards, tables, held, counters: Arc::default(), fault: OnceLock::new() })
     }
 
     /// The manifest of the deployment.
@@ -174,6 +174,11 @@ impl Shards {
             }
         }
         Ok(())
+    }
+
+    /// Goes on with the counters of shards that these take the place of.
+    pub(super) fn count_with(&mut self, before: &Self) {
+        self.counters = before.counters.clone();
     }
 
     /// The counters so far.

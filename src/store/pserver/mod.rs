@@ -5,10 +5,11 @@ mod chunks;
 mod client;
 mod replicas;
 mod server;
+mod versions;
 mod watch;
 mod wire;
 
-pub use client::{ConnectOptions, connect, server_info, stop_server};
+pub use client::{ConnectOptions, connect, reload_server, server_info, stop_server};
 pub use server::{ServeOptions, Verify, serve, serve_shards};
 pub use watch::ServerWatch;
 

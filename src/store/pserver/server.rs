@@ -1,17 +1,18 @@
 //! The server: a runtime of one thread per core, each with its share of the connections. Nothing that a client sends is
 //! trusted, and what one client does wrong is answered to that client alone.
 
+use super::versions::{Version, Versions};
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
 use super::{ServerInfo, ServerWatch};
 use crate::store::request::{Request, row_blocks};
 use crate::store::stream::{CHUNK, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
-use crate::wire::{DEFAULT_MAX_FRAME, Framed, HANDSHAKE_FRAME, Hello, Identity, MAX_HEAD, PREFIX, Role, causes};
+use crate::wire::{DEFAULT_MAX_FRAME, Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Role, causes};
 use futures::{SinkExt, StreamExt};
 use std::future::Future;
 use std::io;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -87,16 +88,13 @@ impl Default for ServeOptions {
     }
 }
 
-/// What [`Verify::Auto`] reads before it serves.
-const SMALL: u64 = 64 << 20;
 /// Time that connections have to end by themselves when the server stops.
 const GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    shards: Arc<Shards>,
+    versions: Arc<Versions>,
     options: ServeOptions,
-    identity: Identity,
     connections: AtomicUsize,
     /// [`ServeOptions::max_in_flight`] in units of 1 KiB.
     in_flight: Semaphore,
@@ -120,7 +118,7 @@ pub fn serve(
         return Err(StoreError::Corrupt(what));
     }
     let shards = Arc::new(Shards::of_server(dir, Arc::new(manifest), options.servers, options.index)?);
-    serve_shards(listener, shards, options, shutdown)
+    serve_from(listener, shards, Some(dir.into()), options, shutdown)
 }
 
 /// As [`serve`], for shards that are open already.
@@ -133,19 +131,16 @@ pub fn serve_shards(
     options: ServeOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Stats, StoreError> {
-    match options.verify {
-        Verify::Eager => shards.verify()?,
-        Verify::Auto if shards.bytes() <= SMALL => shards.verify()?,
-        Verify::Auto | Verify::Background => {
-            let shards = shards.clone();
-            std::thread::spawn(move || {
-                if let Err(e) = shards.verify() {
-                    tracing::error!("{e}; every request is refused from now on");
-                }
-            });
-        }
-        Verify::Off => {}
-    }
+    serve_from(listener, shards, None, options, shutdown)
+}
+
+fn serve_from(
+    listener: TcpListener,
+    shards: Arc<Shards>,
+    dir: Option<PathBuf>,
+    options: ServeOptions,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<Stats, StoreError> {
     let system = |e: io::Error| StoreError::Corrupt(format!("cannot serve: {e}"));
     listener.set_nonblocking(true).map_err(system)?;
     let threads = match options.threads {
@@ -155,19 +150,12 @@ pub fn serve_shards(
     let runtimes = (0..threads).map(|_| tokio::runtime::Builder::new_current_thread().enable_all().build());
     let mut runtimes = runtimes.collect::<io::Result<Vec<_>>>().map_err(system)?;
     let Some(first) = runtimes.pop() else { return Ok(shards.stats()) };
-    let manifest = shards.manifest();
     let shared = Shared {
-        identity: Identity {
-            plan_id: manifest.plan_id.clone(),
-            fingerprint: manifest.fingerprint.clone(),
-            token: options.token.clone(),
-            size: options.servers as u32,
-        },
+        versions: Arc::new(Versions::new(shards.clone(), dir, &options)?),
         connections: AtomicUsize::new(0),
         in_flight: Semaphore::new((options.max_in_flight / 1024).clamp(1, Semaphore::MAX_PERMITS)),
         stop: watch::Sender::new(false),
         options,
-        shards: shards.clone(),
     };
     let shared = Arc::new(shared);
     if let Some(watch) = &shared.options.watch {
@@ -288,7 +276,8 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
         Ok(None) => return Ok(()),
         Ok(Some(first)) => first.map_err(|e| causes(&e))?.request,
     };
-    let (role, answer) = greet(&hello.message, shared);
+    let version = shared.versions.present();
+    let (role, answer) = greet(&hello.message, shared, &version);
     reply(&mut channel, shared, hello.id, answer).await?;
     let Some(role) = role else { return Err("refused".into()) };
     let o = &shared.options;
@@ -306,7 +295,7 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
             next = channel.next() => {
                 let Some(next) = next else { return Ok(()) };
                 let request = next.map_err(|e| causes(&e))?.request;
-                answer_one(&mut channel, shared, role, request).await?;
+                answer_one(&mut channel, shared, (role, &version), request).await?;
             }
             _ = stop.changed() => return Ok(()),
             _ = tick.tick() => {
@@ -321,11 +310,11 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
     }
 }
 
-fn greet(call: &Call, shared: &Shared) -> (Option<Role>, Answer) {
+fn greet(call: &Call, shared: &Shared, version: &Version) -> (Option<Role>, Answer) {
     let Call::Hello(hello) = call else {
         return (None, Answer::Failed(Failure::Refused("the first call of a connection is the handshake".into())));
     };
-    if let Err(differs) = hello.check(&shared.identity).and_then(|()| check_index(hello, shared)) {
+    if let Err(differs) = hello.check(&version.identity).and_then(|()| check_index(hello, shared)) {
         return (None, Answer::Failed(Failure::Refused(differs)));
     }
     let limits = Limits { max_frame: shared.options.max_frame as u64, max_ids: shared.options.max_ids as u64 };
@@ -342,13 +331,18 @@ fn check_index(hello: &Hello, shared: &Shared) -> Result<(), String> {
     }
 }
 
-async fn answer_one(channel: &mut Channel, shared: &Shared, role: Role, request: tarpc::Request<Call>) -> Result<(), String> {
+async fn answer_one(
+    channel: &mut Channel,
+    shared: &Shared,
+    (role, version): (Role, &Version),
+    request: tarpc::Request<Call>,
+) -> Result<(), String> {
     let id = request.id;
     match request.message {
         Call::Fetch(fetch) if role == Role::Worker => {
             // The share is held until the answer is written.
             let start = Instant::now();
-            let (share, answer) = match fetch_rows(&fetch, shared, request.context.deadline).await {
+            let (share, answer) = match fetch_rows(&fetch, shared, &version.shards, request.context.deadline).await {
                 Ok((share, answer)) => (Some(share), answer),
                 Err(failure) => (None, Answer::Failed(failure)),
             };
@@ -366,10 +360,23 @@ async fn answer_one(channel: &mut Channel, shared: &Shared, role: Role, request:
             shared.stop.send_replace(true);
             Ok(())
         }
+        Call::Reload(plan_id) if role == Role::Control => {
+            let answer = reload(shared, plan_id).await.map_or_else(Answer::Failed, |()| Answer::Done);
+            reply(channel, shared, id, answer).await
+        }
+        Call::Reload(_) => reply(channel, shared, id, refuse("only a control connection reloads")).await,
         Call::Shutdown => reply(channel, shared, id, refuse("this server does not let its clients stop it")).await,
         Call::Fetch(_) => reply(channel, shared, id, refuse("a control connection looks nothing up")).await,
         Call::Hello(_) => reply(channel, shared, id, refuse("the handshake is done")).await,
     }
+}
+
+/// Opens the directory anew, on a thread of its own.
+async fn reload(shared: &Shared, plan_id: String) -> Result<(), Failure> {
+    let (versions, options) = (shared.versions.clone(), shared.options.clone());
+    let (send, done) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || send.send(versions.reload(&plan_id, &options)));
+    done.await.unwrap_or_else(|_| Err(Failure::Busy("the reload came to no end".into())))
 }
 
 fn refuse(why: &str) -> Answer {
@@ -379,6 +386,7 @@ fn refuse(why: &str) -> Answer {
 async fn fetch_rows<'a>(
     request: &Request,
     shared: &'a Shared,
+    shards: &Arc<Shards>,
     deadline: Instant,
 ) -> Result<(tokio::sync::SemaphorePermit<'a>, Answer), Failure> {
     let o = &shared.options;
@@ -390,7 +398,7 @@ async fn fetch_rows<'a>(
     if rows.saturating_add(PREFIX) > o.max_frame {
         return Err(Failure::Refused(format!("an answer of {rows} bytes is over the frame limit of {} bytes (--max-frame)", o.max_frame)));
     }
-    let stream = RowStream::new(&shared.shards, request, rows)?;
+    let stream = RowStream::new(shards, request, rows)?;
     let held = if stream.is_some() { CHUNK } else { rows };
     let units = (held / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
     let share = match shared.in_flight.try_acquire_many(units) {
@@ -404,7 +412,7 @@ async fn fetch_rows<'a>(
         share,
         match stream {
             Some(rows) => Answer::Rows(rows),
-            None => Answer::Reply(shared.shards.answer(request)?),
+            None => Answer::Reply(shards.answer(request)?),
         },
     ))
 }
@@ -423,7 +431,8 @@ fn info(shared: &Shared) -> String {
 
 /// What a server says of itself.
 pub(super) fn describe(shared: &Shared) -> ServerInfo {
-    let (shards, manifest) = (&shared.shards, shared.shards.manifest());
+    let version = shared.versions.present();
+    let (shards, manifest) = (&version.shards, version.shards.manifest());
     let numbers = shards.numbers();
     let here = |t: &&crate::plan::TableEntry| t.pieces.iter().any(|p| numbers.contains(&p.shard));
     ServerInfo {
