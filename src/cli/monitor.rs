@@ -3,7 +3,7 @@
 use super::run::listen;
 use crate::job::exposition::Exposition;
 use crate::job::monitor::{Monitor, monitor};
-use crate::store::{Cached, Durations, Fallback, ServerWatch, Store};
+use crate::store::{BOUNDS, Cached, Durations, Fallback, ServerWatch, Store};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -56,7 +56,10 @@ fn about(role: &str, index: usize, plan_id: &str, start: f64) -> Exposition {
 }
 
 const ABSENT: (&str, &str) = ("graphtool_absent_ids_total", "Ids that a keyed table did not hold and that got its row for absent ids.");
-const DURATION: &str = "graphtool_lookup_duration_seconds";
+
+fn durations(text: &mut Exposition, help: &str, d: &Durations) {
+    text.histogram("graphtool_lookup_duration_seconds", help, &BOUNDS, &d.cumulative(), d.seconds());
+}
 
 /// Shows a pserver.
 pub(super) fn pserver(address: &str, open: bool, (index, plan_id): (usize, String), watch: Arc<ServerWatch>) -> anyhow::Result<SocketAddr> {
@@ -75,7 +78,7 @@ pub(super) fn pserver(address: &str, open: bool, (index, plan_id): (usize, Strin
             text.gauge("graphtool_pserver_connections", "Connections that are open.", info.connections);
             text.gauge("graphtool_pserver_shard_bytes", "Bytes of the shard files that are served.", info.bytes);
             text.counter(ABSENT.0, ABSENT.1, s.absent);
-            text.histogram(DURATION, "Time from a request to its rows, without sending them.", watch.durations());
+            durations(&mut text, "Time from a request to its rows, without sending them.", watch.durations());
             text.finish()
         },
     )
@@ -108,7 +111,7 @@ pub(super) fn worker(
                 text.counter("graphtool_worker_received_bytes_total", "Bytes of rows that came from pservers.", s.bytes);
                 text.counter("graphtool_worker_retries_total", "Calls that were repeated after a connection was lost.", s.retries);
                 text.counter(ABSENT.0, ABSENT.1, s.absent);
-                text.histogram(DURATION, "Time of lookups that were answered.", &watch.durations);
+                durations(&mut text, "Time of lookups that were answered.", &watch.durations);
             }
             if let Some(cache) = &ids.cache {
                 let s = cache.stats();

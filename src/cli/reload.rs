@@ -33,7 +33,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let plan_id = read_manifest(&args.dir)?.plan_id;
     let token = args.token_file.as_deref().map(super::job::token).transpose()?;
     let rpc_timeout = Duration::from_secs(args.timeout.into());
-    let options = ConnectOptions { connect_timeout: Duration::from_secs(5), rpc_timeout, token, ..ConnectOptions::default() };
+    let options =
+        ConnectOptions { connect_timeout: rpc_timeout.min(Duration::from_secs(5)), rpc_timeout, token, ..ConnectOptions::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut failed = Vec::new();
     for endpoint in &args.servers {

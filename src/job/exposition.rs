@@ -1,6 +1,5 @@
 //! Counters as text, in Prometheus's format 0.0.4.
 
-use crate::store::{BOUNDS, Durations};
 use std::fmt::{Display, Write};
 
 /// The text so far. Each family of samples is added once.
@@ -39,15 +38,14 @@ impl Exposition {
         let _ = writeln!(self.0, "{name}{{{}}} 1", labels.join(","));
     }
 
-    /// Durations, in seconds.
-    pub fn histogram(&mut self, name: &str, help: &str, durations: &Durations) {
+    /// How many are up to each bound, the last without one: all; and their sum.
+    pub fn histogram(&mut self, name: &str, help: &str, bounds: &[f64], upto: &[u64], sum: f64) {
         self.head(name, "histogram", help);
-        let upto = durations.cumulative();
         let all = upto.last().copied().unwrap_or(0);
-        for (bound, n) in BOUNDS.iter().zip(&upto) {
+        for (bound, n) in bounds.iter().zip(upto) {
             let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {n}");
         }
-        let _ = writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {all}\n{name}_sum {}\n{name}_count {all}", durations.seconds());
+        let _ = writeln!(self.0, "{name}_bucket{{le=\"+Inf\"}} {all}\n{name}_sum {sum}\n{name}_count {all}");
     }
 }
 
@@ -60,8 +58,10 @@ mod tests {
         let mut text = Exposition::default();
         text.info("a_info", "one\\two\nthree", &[("x", "q\"\\\n"), ("y", "")]);
         text.counter("b_total", "B.", 3);
+        text.histogram("c", "C.", &[0.5], &[2, 5], 7.25);
         let expected = "# HELP a_info one\\\\two\\nthree\n# TYPE a_info gauge\na_info{x=\"q\\\"\\\\\\n\",y=\"\"} 1\n\
-                        # HELP b_total B.\n# TYPE b_total counter\nb_total 3\n";
+                        # HELP b_total B.\n# TYPE b_total counter\nb_total 3\n\
+                        # HELP c C.\n# TYPE c histogram\nc_bucket{le=\"0.5\"} 2\nc_bucket{le=\"+Inf\"} 5\nc_sum 7.25\nc_count 5\n";
         assert_eq!(text.finish(), expected);
     }
 }
