@@ -3,7 +3,7 @@
 mod support;
 
 use graphtool::plan::{Manifest, Sharding};
-use graphtool::store::{self, ServeOptions};
+use graphtool::store::{self, ServeOptions, Shards, Store};
 use graphtool::tensor::{DType, Tensor};
 use std::path::Path;
 use std::process::Command;
@@ -108,4 +108,15 @@ async fn what_cannot_be_opened_leaves_the_old_version_serving() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (code, said) = reload(&other, &[free.clone(), all[0].clone()], "1");
     assert!(code == Some(1) && said.contains(&free) && said.contains("is unavailable"), "{said}");
+}
+
+#[tokio::test]
+async fn shards_whose_directory_was_replaced_before_they_were_verified_go_on() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("t.dist");
+    let (first, table) = put(&dir, "plan-1", 0.0);
+    let shards = Shards::open(&dir, first, |_| true).unwrap();
+    put(&dir, "plan-2", 5000.0);
+    shards.verify().unwrap();
+    assert_eq!(shards.lookup(vec![query(0, &[3, 999])]).await.unwrap(), [expected(&table.values, &[3, 999])]);
 }
