@@ -11,7 +11,7 @@ use crate::ir::Model;
 use crate::job::endpoints::{self, System};
 use crate::job::launch::{LISTEN_ENV, PARENT_ENV, RESTARTED_ENV};
 use crate::job::roles::{Role, RoleFlags, near_misses, resolve};
-use crate::job::{Filled, Job, JobError, PartsOptions, predict, remove_parts};
+use crate::job::{Job, JobError, PartsOptions, predict, remove_parts};
 use crate::plan::Manifest;
 use crate::store::{self, Fallback, ServeOptions, ServerWatch, Shards, Store, Timed};
 use crate::{deploy, formats};
@@ -353,14 +353,6 @@ pub(super) async fn stop_signal() {
             tokio::select! { _ = a.recv() => {}, _ = b.recv() => {} }
         }
         _ => std::future::pending().await,
-    }
-}
-
-impl Ids {
-    fn filled(&self) -> Filled {
-        let stats = self.store.as_ref().map(|s| s.stats()).unwrap_or_default();
-        let unavailable = self.fallback.as_ref().map_or(0, |f| f.defaulted());
-        Filled { absent: stats.absent, unavailable, cache_hits: stats.cache_hits, cache_misses: stats.cache_misses }
     }
 }
 

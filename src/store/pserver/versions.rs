@@ -1,7 +1,7 @@
 //! What a server serves. It can be exchanged while the server runs: a connection keeps the version that it shook hands with,
 //! so that each of its answers is of that one.
 
-use super::server::{ServeOptions, Verify};
+use super::options::{ServeOptions, Verify};
 use super::wire::Failure;
 use crate::store::{Shards, StoreError, read_manifest};
 use crate::wire::Identity;
