@@ -129,6 +129,11 @@ fn signal(name: &str, pid: u32) {
     assert!(done.success(), "{name} {pid}");
 }
 
+/// As [`signal`], to a process that its launcher may have killed by now, since it gave no sign of life.
+fn signal_if_there(name: &str, pid: u32) {
+    Command::new("kill").args([name, &pid.to_string()]).stderr(Stdio::null()).status().expect("kill runs");
+}
+
 fn hit(job: &Child, who: &str, name: &str) -> u32 {
     let pid = children(job.id())[who];
     signal(name, pid);
@@ -189,7 +194,7 @@ fn workers_that_take_what_is_next_give_the_same_output_with_and_without_a_death(
     field.wait_for(1, 16, &mut job);
     let stopped = hit(&job, "w1", "-STOP");
     field.wait_for(0, SAMPLES / 2 + 16, &mut job);
-    signal("-CONT", stopped);
+    signal_if_there("-CONT", stopped);
     field.assert_whole(&job.wait_with_output().expect("the launcher ends"));
 }
 
@@ -201,7 +206,7 @@ fn a_worker_that_dies_while_the_others_wait_for_it_is_waited_for() {
         field.wait_for(victim, 16, &mut job);
         let pid = hit(&job, &format!("w{victim}"), "-STOP");
         field.wait_for(other, SAMPLES / 2 - 16, &mut job);
-        signal("-9", pid);
+        signal_if_there("-9", pid);
         field.assert_whole(&job.wait_with_output().expect("the launcher ends"));
     }
 }
@@ -332,4 +337,17 @@ fn default_rows_for_a_pserver_that_hangs_are_a_choice_and_counted() {
     assert!(out.status.success(), "{error}");
     assert!(said.lines().last().expect("a line").ends_with(" ids got default rows because a pserver was unavailable"), "{said}");
     assert!(!said.contains("were absent"), "{said}");
+}
+
+#[test]
+fn a_worker_that_hangs_is_killed_and_started_again() {
+    let field = Field::new(&[]);
+    let mut job = field.start(&["--worker_num", "2", "--max-restart", "1"]);
+    field.wait_for(1, 16, &mut job);
+    hit(&job, "w1", "-STOP");
+    let out = job.wait_with_output().expect("the launcher ends");
+    let said = text(&out.stderr);
+    assert!(said.contains("worker 1 gives no sign of life and is killed"), "{said}");
+    assert!(said.contains("worker 1 was killed by signal 9 (SIGKILL); restart 1 of 1"), "{said}");
+    field.assert_whole(&out);
 }

@@ -260,10 +260,16 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
     let mut rejoins = 0;
     let result = loop {
         let error = match attempt(args, &model, &options, (&group, &listener), (&parts, collectives), &runtime, (&ids, &watch)) {
-            Ok(Err(e)) if args.rejoin && e.is_lost() && rejoins < REJOINS => e,
+            Ok(Err(e)) if args.rejoin && e.lost().is_some() && rejoins < REJOINS => e,
             other => break other,
         };
         tracing::warn!("{error}; going on when all workers are there again");
+        if let Some((rank, why)) = error.lost()
+            && why.starts_with(comm::SILENT)
+            && launched()
+        {
+            eprintln!("{}{rank}", crate::job::launch::HANGS);
+        }
         rejoins += 1;
         (parts.resume, group.late) = (true, !collectives);
     };

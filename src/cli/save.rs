@@ -26,6 +26,7 @@ pub(super) fn save(model: &Model, path: &Path, external: External) -> anyhow::Re
     let done = to_file(model, &dir.join(&name), &data, external).map_err(anyhow::Error::from).and_then(|bytes| {
         if bytes > 0 {
             std::fs::rename(dir.join(&data), path.with_file_name(&data))?;
+            eprintln!("{bytes} bytes of constants are beside the model, in {data}");
         }
         Ok(std::fs::rename(dir.join(&name), path)?)
     });

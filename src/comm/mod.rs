@@ -67,6 +67,9 @@ pub trait Comm: Send + Sync + fmt::Debug {
     fn join(&self) -> CommFuture<'_, ()>;
 }
 
+/// How the detail of a loss begins where a rank may still be there, but gives no sign of life.
+pub const SILENT: &str = "nothing was heard of it";
+
 /// Why a collective failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommError {

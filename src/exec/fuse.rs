@@ -85,11 +85,12 @@ impl Fusions {
         for &id in order {
             if plain(id, "MatMul") {
                 found.product(graph, id, &plain);
-            } else if plain(id, "Gemm") && reads_weights(graph, id) {
-                if let Some(relu) = only_reader(graph, id.value(0)).filter(|&r| plain(r, "Relu")) {
-                    found.absorbed.insert(relu);
-                    found.at.insert(id, Fusion::Gemm { output: relu.value(0) });
-                }
+            } else if plain(id, "Gemm")
+                && reads_weights(graph, id)
+                && let Some(relu) = only_reader(graph, id.value(0)).filter(|&r| plain(r, "Relu"))
+            {
+                found.absorbed.insert(relu);
+                found.at.insert(id, Fusion::Gemm { output: relu.value(0) });
             }
         }
         let positions: Order = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();

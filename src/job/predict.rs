@@ -116,13 +116,17 @@ pub enum JobError {
 }
 
 impl JobError {
-    /// Whether another worker was lost: with the same parts the job can go on once all are there again.
-    pub fn is_lost(&self) -> bool {
+    /// The worker that was lost and why, if that is what went wrong: with the same parts the job can go on once all are there
+    /// again.
+    pub fn lost(&self) -> Option<(usize, &str)> {
         match self {
-            JobError::Comm(e) => matches!(e, CommError::Lost { .. }),
+            JobError::Comm(CommError::Lost { rank, detail }) => Some((*rank, detail)),
             // A collective in the graph gives its text to its node.
-            JobError::Batch { error: ExecError::Node { detail, .. }, .. } => detail.starts_with("rank ") && detail.contains(" lost: "),
-            _ => false,
+            JobError::Batch { error: ExecError::Node { detail, .. }, .. } => {
+                let (rank, detail) = detail.strip_prefix("rank ")?.split_once(" lost: ")?;
+                Some((rank.parse().ok()?, detail))
+            }
+            _ => None,
         }
     }
 }

@@ -37,7 +37,9 @@ pub fn costs(model: &Model, symbols: &BTreeMap<String, usize>, batch: Option<usi
     let symbols = bind(&mut model, symbols, batch, &mut out);
     let _ = InferShapes.run(&mut model, &mut Report::default());
     // Results are stated by the interface, in symbols of its own.
-    let results = output_types(&model);
+    let known = |t: Option<&Type>| t.and_then(Type::shape).is_some_and(|s| s.iter().all(|d| d.known().is_some()));
+    let stated = model.graph.outputs().iter().all(|o| known(model.graph.type_of(o.value)));
+    let results = if stated { Vec::new() } else { output_types(&model) };
     let mut edit = model.graph.edit("costs");
     let values: Vec<ValueId> = edit.graph().outputs().iter().map(|o| o.value).collect();
     for (v, ty) in values.into_iter().zip(results) {

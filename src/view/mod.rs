@@ -1,5 +1,5 @@
-//! Pictures of models: what is drawn ([`scene`]), where it stands ([`layout`]), and how it is written ([`svg`], [`html`],
-//! [`dot`]). [`changes`] says what differs between two models, for pictures and texts.
+//! Pictures of models: what is drawn (`scene`), where it stands (`layout`), and how it is written (`svg`, `html`,
+//! `dot`). `changes` says what differs between two models, for pictures and texts.
 
 pub mod changes;
 mod dot;

@@ -2,9 +2,9 @@
 
 use super::wire::{Answer, Call, OVERHEAD, RankCodec};
 use super::{GroupOptions, Worker};
-use crate::comm::CommError;
 use crate::comm::member::Carrier;
 use crate::comm::rendezvous::{self, Ask, Output, Turn};
+use crate::comm::{CommError, SILENT};
 use crate::wire::{Backoff, Framed, Pooled, causes, dial};
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -166,7 +166,7 @@ async fn beat(link: &Link) -> String {
         tokio::time::sleep(link.options.heartbeat()).await;
         match link.call(Call::Ping, silence).await {
             Ok(_) => {}
-            Err(RpcError::DeadlineExceeded) => return format!("nothing was heard of it for {} s", silence.as_secs_f64()),
+            Err(RpcError::DeadlineExceeded) => return format!("{SILENT} for {} s", silence.as_secs_f64()),
             Err(e) => return gone(&e),
         }
     }

@@ -2,9 +2,9 @@
 
 use super::wire::{Answer, Call, OVERHEAD, RootCodec};
 use super::{GroupOptions, Worker};
-use crate::comm::CommError;
 use crate::comm::member::Carrier;
 use crate::comm::rendezvous::{self, Ask, Output, Rendezvous, Turn};
+use crate::comm::{CommError, SILENT};
 use crate::wire::{Framed, HANDSHAKE_FRAME, Role, causes};
 use bytes::Bytes;
 use futures::stream::FuturesUnordered;
@@ -253,7 +253,7 @@ async fn converse(channel: &mut Channel, rank: usize, shared: &Shared) -> Result
             }
             _ = stop.changed() => stopping = true,
             _ = tick.tick() => if heard.elapsed() > silence {
-                return Err(format!("nothing was heard of it for {} s", silence.as_secs_f64()));
+                return Err(format!("{SILENT} for {} s", silence.as_secs_f64()));
             }
         }
     }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A process and what is needed to start it again.
 pub(super) struct Child {
@@ -23,7 +23,11 @@ pub(super) struct Child {
     endpoint: String,
     socket: TcpListener,
     process: Option<process::Child>,
+    started: Instant,
 }
+
+/// Whoever is younger cannot have been silent for as long as it takes to be noticed.
+const YOUNG: Duration = Duration::from_secs(5);
 
 impl Child {
     pub fn new(is_worker: bool, index: usize, endpoint: String, socket: TcpListener, logs: &Path) -> Self {
@@ -39,6 +43,7 @@ impl Child {
             endpoint,
             socket,
             process: None,
+            started: Instant::now(),
         }
     }
 
@@ -47,6 +52,11 @@ impl Child {
         let status = self.process.as_mut()?.try_wait().ok()??;
         self.process = None;
         Some(status)
+    }
+
+    /// Kills it, unless it has just been started; true if it did.
+    pub fn kill_if_old(&mut self) -> bool {
+        self.process.as_mut().filter(|_| self.started.elapsed() > YOUNG).is_some_and(|p| p.kill().is_ok())
     }
 
     pub fn runs(&self) -> bool {
@@ -115,7 +125,7 @@ impl<'a> Family<'a> {
                 command.arg("--resume");
             }
         }
-        c.due = None;
+        (c.due, c.started) = (None, Instant::now());
         c.process = Some(command.spawn().map_err(io_error(format!("cannot start {}", c.name)))?);
         Ok(())
     }

@@ -7,6 +7,18 @@ use std::path::Path;
 /// How a worker's line of progress begins: `progress 2048 of 100003`.
 pub const PROGRESS: &str = "progress ";
 
+/// How a worker says that another gives no sign of life: `hangs: worker 1`.
+pub const HANGS: &str = "hangs: worker ";
+
+/// What a log says since it was last read.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct News {
+    /// The last progress: samples that are done, and all of the job.
+    pub progress: Option<(u64, u64)>,
+    /// Workers that give no sign of life.
+    pub hangs: Vec<usize>,
+}
+
 /// The end of a log, read further each time.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
@@ -15,16 +27,18 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// The last progress since the last call: samples that are done, and all of the job.
-    pub fn progress(&mut self, log: &Path) -> Option<(u64, u64)> {
-        let text = self.more(log).ok()?;
-        self.partial.push_str(&text);
-        let end = self.partial.rfind('\n')? + 1;
-        let lines: String = self.partial.drain(..end).collect();
-        lines.lines().rev().find_map(|l| {
+    /// What was written since the last call, in whole lines.
+    pub fn news(&mut self, log: &Path) -> News {
+        let more = self.more(log).unwrap_or_default();
+        self.partial.push_str(&more);
+        let Some(end) = self.partial.rfind('\n') else { return News::default() };
+        let lines: String = self.partial.drain(..=end).collect();
+        let progress = |l: &str| {
             let (done, total) = l.strip_prefix(PROGRESS)?.split_once(" of ")?;
             Some((done.parse().ok()?, total.parse().ok()?))
-        })
+        };
+        let hangs = lines.lines().filter_map(|l| l.strip_prefix(HANGS)?.parse().ok()).collect();
+        News { progress: lines.lines().rev().find_map(progress), hangs }
     }
 
     fn more(&mut self, log: &Path) -> io::Result<String> {
@@ -61,12 +75,12 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().to_owned();
         let mut tail = Tail::default();
-        assert_eq!(tail.progress(&path), None);
-        write!(file, "progress 1 of 9\nother\nprogress 4 of").unwrap();
-        assert_eq!(tail.progress(&path), Some((1, 9)));
+        assert_eq!(tail.news(&path), News::default());
+        write!(file, "progress 1 of 9\nother\nhangs: worker 2\nprogress 4 of").unwrap();
+        assert_eq!(tail.news(&path), News { progress: Some((1, 9)), hangs: vec![2] });
         writeln!(file, " 9").unwrap();
-        assert_eq!(tail.progress(&path), Some((4, 9)));
-        assert_eq!(tail.progress(&path), None);
+        assert_eq!(tail.news(&path), News { progress: Some((4, 9)), hangs: Vec::new() });
+        assert_eq!(tail.news(&path), News::default());
     }
 
     #[test]

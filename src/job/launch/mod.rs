@@ -9,7 +9,7 @@ mod child;
 mod log;
 mod watch;
 
-pub use log::PROGRESS;
+pub use log::{HANGS, PROGRESS};
 pub use watch::{Progress, Watcher};
 
 use super::endpoints::Seat;

@@ -76,7 +76,14 @@ pub(super) fn watch(family: &mut Family, options: &LaunchOptions, watcher: &mut 
             watcher.notice(&format!("{} {}; {times}", child.name, describe(status).0));
         }
         if ticks.is_multiple_of(10) {
-            report(family, &mut tails, &mut seen, watcher);
+            let hangs = report(family, &mut tails, &mut seen, watcher);
+            // Killed, it is started again as any other that was.
+            let again = |c: &&mut Child| c.is_worker && hangs.contains(&c.index) && c.restarts < options.max_restart;
+            for child in family.children.iter_mut().filter(again) {
+                if child.kill_if_old() {
+                    watcher.notice(&format!("{} gives no sign of life and is killed", child.name));
+                }
+            }
         }
         ticks = ticks.wrapping_add(1);
         std::thread::sleep(TICK);
@@ -85,16 +92,21 @@ pub(super) fn watch(family: &mut Family, options: &LaunchOptions, watcher: &mut 
     Ok(())
 }
 
-fn report(family: &Family, tails: &mut [Tail], seen: &mut [Progress], watcher: &mut dyn Watcher) {
+/// Tells where the workers are; gives those that hang, as others say.
+fn report(family: &Family, tails: &mut [Tail], seen: &mut [Progress], watcher: &mut dyn Watcher) -> Vec<usize> {
+    let mut hangs = Vec::new();
     for (i, child) in family.children.iter().enumerate().filter(|(_, c)| c.is_worker) {
-        if let Some((done, total)) = tails[i].progress(&child.log) {
+        let news = tails[i].news(&child.log);
+        if let Some((done, total)) = news.progress {
             (seen[i].done, seen[i].total) = (done, total);
         }
+        hangs.extend(news.hangs);
         seen[i].restarts = child.restarts;
         seen[i].ended = child.ended.is_some_and(|s| s.success());
     }
     let workers: Vec<Progress> = family.children.iter().zip(seen).filter(|(c, _)| c.is_worker).map(|(_, p)| p.clone()).collect();
     watcher.progress(&workers);
+    hangs
 }
 
 /// Whether this is the end that was to come: of a worker that is done, or of a pserver that was told to stop by the workers
