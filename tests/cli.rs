@@ -85,6 +85,35 @@ fn any_number_of_servers_and_workers_writes_the_same_bytes() {
 }
 
 #[test]
+fn a_cache_changes_no_byte_and_says_what_it_had() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let dir = tmp.path();
+    let (log, wide) = (small_log(dir), model("widedeep_ts11"));
+    ok(dir, &["rewrite", path(&wide), "-o", "w.dist", "--shards", "2", "--min-bytes", "0"]);
+    let with = |head: &[&str], out: &str| {
+        let args = [head, &["--input", path(&log), "--output", out, "--batch-size", "32"], &BINDS].concat();
+        ok(dir, &args)
+    };
+    with(&["run", "w.dist"], "plain.npz");
+    let expected = std::fs::read(dir.join("plain.npz")).expect("outputs");
+    let jobs: [(&str, &[&str]); 2] = [("run.npz", &["run", "w.dist"]), ("launch.npz", &["launch", "w.dist", "--worker_num", "2"])];
+    for (out, head) in jobs {
+        for size in ["0", "2KiB", "64MiB"] {
+            let said = with(&[head, &["--cache", size, "--metrics-out", "m.json"]].concat(), out);
+            assert!(std::fs::read(dir.join(out)).expect("outputs") == expected, "{out} with {size}");
+            let json: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("m.json")).expect("metrics")).expect("JSON");
+            let count = |name: &str| json["cache"][name].as_u64().expect("a count");
+            let (hits, ids) = (count("hits"), count("hits") + count("misses"));
+            assert!(ids > 300 && (hits > 0) == (size != "0") && count("bytes") <= count("capacity"), "{json}");
+            let line = format!("cache: {:.1} % of {ids} ids, ", 100.0 * hits as f64 / ids as f64);
+            assert!(said.lines().last().is_some_and(|l| l.starts_with(&line)), "{said}");
+        }
+    }
+    let error = fails(dir, &["run", path(&wide), "--input", path(&log), "--cache", "1MiB"], 2);
+    assert!(error.contains("--cache is for the tables of a deployment directory"), "{error}");
+}
+
+#[test]
 fn a_plain_model_is_rewritten_by_launch() {
     let tmp = tempfile::tempdir().expect("a directory");
     let dir = tmp.path();

@@ -3,7 +3,7 @@
 mod support;
 
 use graphtool::plan::{Absent, Manifest, Sharding};
-use graphtool::store::{self, ConnectOptions, Dedup, Memory, ServeOptions, Shards, Store, StoreError, Verify};
+use graphtool::store::{self, Cached, ConnectOptions, Dedup, Memory, ServeOptions, Shards, Store, StoreError, Verify};
 use graphtool::tensor::{DType, Tensor};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -28,6 +28,61 @@ async fn local_shards_keep_the_contract() {
     let sources = sources();
     deploy(dir.path(), &sources, 5);
     contract(&*store::open_local(dir.path()).unwrap(), &sources).await;
+}
+
+#[tokio::test]
+async fn a_cache_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = sources();
+    let manifest = deploy(dir.path(), &sources, 5);
+    for capacity in [0, 5000, 20_000, 1 << 30] {
+        let cached = Cached::new(store::open_local(dir.path()).unwrap(), &manifest, capacity).unwrap();
+        contract(&cached, &sources).await;
+        contract(&cached, &sources).await;
+        let stats = cached.stats();
+        assert_eq!(stats.cache_hits + stats.cache_misses, stats.ids);
+        assert!(cached.bytes() <= capacity && (capacity == 0) == (stats.cache_hits == 0), "{stats:?} in {}", cached.bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_cache_changes_no_answer_and_no_count_of_absent_ids() {
+    let sources = [
+        source("plain", DType::BF16, &[1000, 7], Sharding::Row, 3),
+        keyed("zero", Absent::Zero, 2),
+        keyed("default", Absent::Default, 2),
+        source("columns", DType::F32, &[300, 12], Sharding::Column, 3),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = Arc::new(deploy(dir.path(), &sources, 3));
+    let plain = store::open_local(dir.path()).unwrap();
+    let running = Server::start_all(dir.path(), 2, ServeOptions::default());
+    let remote = store::connect(manifest.clone(), &endpoints(&running), options()).await.unwrap();
+    let cached = Cached::new(remote, &manifest, 6000).unwrap();
+    let mut x = 7u64;
+    let mut next = |below: u64| {
+        x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        // The product of two makes small ids the frequent ones.
+        let (a, b) = ((x >> 44) % below, (x >> 20) % below);
+        a * b / below
+    };
+    for round in 0..300u64 {
+        let mut queries = Vec::new();
+        for (table, below) in [(0, 1000), (1, 12), (2, 12), (3, 300), (0, 1000)] {
+            queries.push(query(table, &(0..round % 70).map(|_| next(below)).collect::<Vec<_>>()));
+        }
+        assert_eq!(cached.lookup(queries.clone()).await.unwrap(), plain.lookup(queries).await.unwrap(), "round {round}");
+        assert_eq!(cached.stats().absent, plain.stats().absent, "round {round}");
+    }
+    let stats = cached.stats();
+    assert_eq!((stats.lookups, stats.ids), (plain.stats().lookups, plain.stats().ids));
+    assert!(stats.cache_hits > (stats.ids - stats.absent) / 4 && stats.unique_ids < stats.cache_misses, "{stats:?}");
+    // Rows that are kept are not asked for again.
+    let before = cached.stats().requests;
+    for _ in 0..3 {
+        cached.lookup(vec![query(1, &[5, 4, 5])]).await.unwrap();
+    }
+    assert!(cached.stats().requests <= before + 1);
 }
 
 #[tokio::test]
@@ -99,6 +154,7 @@ async fn absent_keys_follow_their_policy() {
         let dir = tempfile::tempdir().unwrap();
         let manifest = Arc::new(deploy(dir.path(), &sources, 3));
         keyed_contract(&*store::open_local(dir.path()).unwrap()).await;
+        keyed_contract(&Cached::new(store::open_local(dir.path()).unwrap(), &manifest, 1 << 20).unwrap()).await;
         for (servers, max_frame) in [(1, 1 << 20), (2, 1 << 20), (2, 300)] {
             let running = Server::start_all(dir.path(), servers, ServeOptions::default());
             let options = ConnectOptions { max_frame, ..options() };

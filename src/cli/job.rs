@@ -8,11 +8,12 @@ use crate::ir::{Dim, Type};
 use crate::job::metrics::{Figure, Report};
 use crate::job::{DEFAULT_BATCH, Summary, parts_dir};
 use crate::plan::{Absent, Manifest};
-use crate::store::ConnectOptions;
+use crate::store::{Cached, ConnectOptions, Store};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What every form of a job takes.
@@ -72,6 +73,9 @@ pub(super) struct JobArgs {
     /// has none), which are counted
     #[arg(long, default_value = "error", value_parser = ["error", "default"], value_name = "POLICY")]
     pub(super) on_unavailable: String,
+    /// Memory of each worker for rows that are asked for often, such as 256MiB; the answers are the same [default: none]
+    #[arg(long, value_parser = size::parse, value_name = "SIZE")]
+    pub(super) cache: Option<u64>,
     /// File with the secret that all processes of the job share
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
@@ -94,12 +98,16 @@ fn positive(text: &str) -> Result<usize, String> {
     text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| format!("\"{text}\" is no number above 0"))
 }
 
+/// The secret in a file.
+pub(super) fn token(file: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
+    let token = text.trim().to_owned();
+    if token.is_empty() { Err(anyhow::anyhow!("{}: it is empty", file.display())) } else { Ok(token) }
+}
+
 impl JobArgs {
     pub(super) fn token(&self) -> anyhow::Result<Option<String>> {
-        let Some(file) = &self.token_file else { return Ok(None) };
-        let text = std::fs::read_to_string(file).map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))?;
-        let token = text.trim().to_owned();
-        if token.is_empty() { Err(anyhow::anyhow!("{}: it is empty", file.display())) } else { Ok(Some(token)) }
+        self.token_file.as_deref().map(token).transpose()
     }
 
     pub(super) fn connect_options(&self) -> anyhow::Result<ConnectOptions> {
@@ -120,6 +128,11 @@ impl JobArgs {
         let options =
             data::Options { binds: self.bind.clone(), empty: self.empty.clone(), format: self.format.clone(), slots: self.slots.clone() };
         Ok(data::open_all(&data::expand(&self.input)?, inputs, &options)?)
+    }
+
+    /// The cache before a store, if one is wanted.
+    pub(super) fn cached(&self, store: &Arc<dyn Store>, manifest: &Manifest) -> anyhow::Result<Option<Arc<Cached>>> {
+        Ok(self.cache.map(|size| Cached::new(store.clone(), manifest, size)).transpose()?.map(Arc::new))
     }
 
     /// Puts the policy for absent ids into a manifest.
@@ -225,13 +238,13 @@ impl Meter {
     }
 }
 
-/// The lines that a job ends with; writes the metrics where they are wanted.
-pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples) -> anyhow::Result<Vec<String>> {
+/// The lines that a job ends with; writes the metrics where they are wanted. `cache` is that of this process.
+pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples, cache: Option<&Cached>) -> anyhow::Result<Vec<String>> {
     let seconds = s.elapsed.as_secs_f64();
     let rate = s.samples.saturating_sub(s.before) as f64 / seconds.max(1e-9);
     let metrics = s.metrics.as_ref();
     if let Some(path) = &args.metrics_out {
-        write_json(path, s, seconds, rate)?;
+        write_json(path, s, (seconds, rate), cache)?;
     }
     let mut lines = vec![match samples {
         data::Samples::Whole(_) => format!("one run in {seconds:.3} s"),
@@ -245,6 +258,11 @@ pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples) ->
         let groups = r.groups.map(|(all, both)| format!(" over {both} of {all} groups; {} have one class only", all - both));
         lines.push(format!("{}{}", all.join("  "), groups.unwrap_or_default()));
     }
+    if let Some(cache) = cache {
+        let ids = s.filled.cache_hits + s.filled.cache_misses;
+        let share = 100.0 * s.filled.cache_hits as f64 / ids.max(1) as f64;
+        lines.push(format!("cache: {share:.1} % of {ids} ids, {} of {}", size::print(cache.bytes()), size::print(cache.capacity())));
+    }
     if s.filled.absent > 0 {
         lines.push(format!("{} ids were absent from their table and got its row for absent ids", s.filled.absent));
     }
@@ -254,11 +272,15 @@ pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples) ->
     Ok(lines)
 }
 
-fn write_json(path: &Path, s: &Summary, seconds: f64, rate: f64) -> anyhow::Result<()> {
+fn write_json(path: &Path, s: &Summary, (seconds, rate): (f64, f64), cache: Option<&Cached>) -> anyhow::Result<()> {
     let mut json = s.metrics.as_ref().map_or_else(|| serde_json::json!({}), metrics_json);
     json["samples"] = s.samples.into();
     json["absent_ids"] = s.filled.absent.into();
     json["unavailable_ids"] = s.filled.unavailable.into();
+    if let Some(cache) = cache {
+        let (hits, misses) = (s.filled.cache_hits, s.filled.cache_misses);
+        json["cache"] = serde_json::json!({ "hits": hits, "misses": misses, "bytes": cache.bytes(), "capacity": cache.capacity() });
+    }
     json["seconds"] = seconds.into();
     json["samples_per_second"] = rate.into();
     let text = serde_json::to_string_pretty(&json)?;

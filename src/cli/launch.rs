@@ -291,6 +291,9 @@ fn child_args(args: &Args, dir: &Path, parts: &Path, worker: bool, servers: &[Se
             flag(name, t.clone());
         }
     }
+    if let Some(size) = job.cache {
+        flag("--cache", size.to_string());
+    }
     job.keep.iter().for_each(|k| flag("--keep", k.clone()));
     job.slots.iter().for_each(|s| flag("--slots", s.clone()));
     job.bind.iter().for_each(|b| flag("--bind", b.to_string()));

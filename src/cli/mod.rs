@@ -14,10 +14,12 @@ mod inspect;
 mod job;
 mod launch;
 mod merge;
+mod monitor;
 mod optimize;
 mod output;
 mod passes;
 mod plan;
+mod reload;
 mod reshard;
 mod rewrite;
 mod run;
@@ -60,6 +62,7 @@ enum Command {
     Optimize(optimize::Args),
     Passes(passes::Args),
     Plan(plan::Args),
+    Reload(reload::Args),
     Reshard(reshard::Args),
     Rewrite(rewrite::Args),
     Run(run::Args),
@@ -149,6 +152,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Optimize(a) => optimize::run(a),
         Command::Passes(a) => passes::run(a),
         Command::Plan(a) => plan::run(a),
+        Command::Reload(a) => reload::run(a),
         Command::Reshard(a) => reshard::run(a),
         Command::Rewrite(a) => rewrite::run(a),
         Command::Run(a) => run::run(a),

@@ -2,6 +2,7 @@
 
 pub(super) use super::job::input_specs;
 use super::job::{JobArgs, Meter, print, summarise};
+use super::monitor::{self, Ids, WorkerWatch};
 use super::{output, usage};
 use crate::comm::{self, Comm, GroupOptions};
 use crate::data;
@@ -10,14 +11,15 @@ use crate::ir::Model;
 use crate::job::endpoints::{self, System};
 use crate::job::launch::{LISTEN_ENV, PARENT_ENV, RESTARTED_ENV};
 use crate::job::roles::{Role, RoleFlags, near_misses, resolve};
-use crate::job::{Filled, Job, JobError, PartsOptions, predict, remove_parts};
+use crate::job::{Job, JobError, PartsOptions, predict, remove_parts};
 use crate::plan::Manifest;
-use crate::store::{self, Fallback, ServeOptions, Shards, Store};
+use crate::store::{self, Fallback, ServeOptions, ServerWatch, Shards, Store, Timed};
 use crate::{deploy, formats};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
@@ -60,6 +62,11 @@ pub(super) struct Args {
     /// Wait for workers that are lost to be started again, instead of ending with them
     #[arg(long)]
     rejoin: bool,
+    /// Serve counters of this pserver or worker over HTTP, for Prometheus: /metrics, /healthz, /readyz
+    ///
+    /// Port 0 takes a free one; the address is printed to stderr.
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics_addr: Option<String>,
     /// Let a client stop this pserver
     #[arg(long, hide = true)]
     remote_shutdown: bool,
@@ -95,6 +102,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     tracing::info!("role {role:?} from {source}");
     match role {
         Role::Local if args.job.resume => Err(usage("--resume goes on with a job of workers; this run has none")),
+        Role::Local if args.metrics_addr.is_some() => Err(usage("--metrics-addr is for a pserver or a worker; this run is neither")),
         Role::Local => local(&args),
         Role::Worker { rank, workers, servers, bind } => worker(&args, rank, workers, &servers, &bind),
         Role::Pserver { index, servers, bind, peers } => pserver(&args, index, servers, &bind, &peers),
@@ -131,7 +139,7 @@ fn inherited_listener() -> anyhow::Result<Option<TcpListener>> {
 }
 
 /// Binds an address; one that is not loopback only if `open` says that strangers are kept out or welcome.
-fn listen(bind: &str, open: bool) -> anyhow::Result<TcpListener> {
+pub(super) fn listen(bind: &str, open: bool) -> anyhow::Result<TcpListener> {
     may_listen(bind, open)?;
     let addresses: Vec<_> = bind.to_socket_addrs().map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))?.collect();
     TcpListener::bind(addresses.as_slice()).map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))
@@ -155,14 +163,22 @@ fn local(args: &Args) -> anyhow::Result<()> {
     if deploy::is_deployment(&args.model) {
         let (mut manifest, model) = deploy::open(&args.model)?;
         args.job.policies(&mut manifest);
-        let store: Arc<dyn Store> = Arc::new(Shards::open(&args.model, Arc::new(manifest), |_| true)?);
+        let manifest = Arc::new(manifest);
+        let mut store: Arc<dyn Store> = Arc::new(Shards::open(&args.model, manifest.clone(), |_| true)?);
+        let cache = args.job.cached(&store, &manifest)?;
+        if let Some(cache) = &cache {
+            store = cache.clone();
+        }
         let runtime = runtime()?;
         let options = Options { threads, store: Some(store.clone()), runtime: Some(runtime.handle().clone()), ..Options::default() };
         let session = Session::new(&model, options)?;
-        return Ok(job(args, &session, None, None, &|| Filled { absent: store.stats().absent, unavailable: 0 })??);
+        return Ok(job(args, &session, None, None, (&Ids { store: Some(store), cache, fallback: None }, None))??);
+    }
+    if args.job.cache.is_some() {
+        return Err(usage("--cache is for the tables of a deployment directory; this is a model file"));
     }
     let session = Session::new(&formats::load(&args.model)?, Options { threads, ..Options::default() })?;
-    Ok(job(args, &session, None, None, &Filled::default)??)
+    Ok(job(args, &session, None, None, (&Ids::default(), None))??)
 }
 
 fn open_deployment(path: &Path) -> anyhow::Result<(Manifest, Model)> {
@@ -213,25 +229,37 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
         // A worker that is done waits for the others as long as they are alive, which heartbeats tell.
         group.timeout = Duration::from_secs(30 * 24 * 3600);
     }
-    let mut fallback = None;
-    let store: Option<Arc<dyn Store>> = if servers.is_empty() || manifest.tables.is_empty() {
-        None
-    } else {
+    let watch = Arc::new(WorkerWatch::default());
+    if let Some(address) = &args.metrics_addr {
+        let open = args.job.token()?.is_some() || args.job.insecure;
+        monitor::worker(address, open, (rank, manifest.plan_id.clone()), args.job.batch_size, watch.clone())?;
+    }
+    let mut ids = Ids::default();
+    if !servers.is_empty() && !manifest.tables.is_empty() {
         let manifest = Arc::new(manifest);
-        let store = runtime.block_on(store::connect(manifest.clone(), servers, args.job.connect_options()?))?;
-        if args.job.on_unavailable == "default" {
-            fallback = Some(Arc::new(Fallback::new(store.clone(), &manifest)?));
+        let mut store = runtime.block_on(store::connect(manifest.clone(), servers, args.job.connect_options()?))?;
+        ids.cache = args.job.cached(&store, &manifest)?;
+        if let Some(cache) = &ids.cache {
+            store = cache.clone();
         }
-        Some(fallback.clone().map_or(store, |f| f as Arc<dyn Store>))
-    };
-    let filled =
-        || Filled { absent: store.as_ref().map_or(0, |s| s.stats().absent), unavailable: fallback.as_ref().map_or(0, |f| f.defaulted()) };
+        if args.job.on_unavailable == "default" {
+            // Around the cache, which is to keep no row that is not its id's.
+            let fallback = Arc::new(Fallback::new(store, &manifest)?);
+            ids.fallback = Some(fallback.clone());
+            store = fallback;
+        }
+        if args.metrics_addr.is_some() {
+            store = Arc::new(Timed::new(store, watch.durations.clone()));
+        }
+        ids.store = Some(store);
+    }
+    let _ = watch.ids.set(ids.clone());
     // A model that cannot be run says so before the group is formed; the group's collectives come after.
     let threads = args.job.threads.unwrap_or(0);
-    let options = Options { threads, store: store.clone(), runtime: Some(runtime.handle().clone()), ..Options::default() };
+    let options = Options { threads, store: ids.store.clone(), runtime: Some(runtime.handle().clone()), ..Options::default() };
     let mut rejoins = 0;
     let result = loop {
-        let error = match attempt(args, &model, &options, (&group, &listener), (&parts, collectives), &runtime, &filled) {
+        let error = match attempt(args, &model, &options, (&group, &listener), (&parts, collectives), &runtime, (&ids, &watch)) {
             Ok(Err(e)) if args.rejoin && e.lost().is_some() && rejoins < REJOINS => e,
             other => break other,
         };
@@ -260,7 +288,7 @@ fn attempt(
     (group, listener): (&GroupOptions, &Option<TcpListener>),
     (parts, collectives): (&PartsOptions, bool),
     runtime: &Runtime,
-    filled: &dyn Fn() -> Filled,
+    (ids, watch): (&Ids, &WorkerWatch),
 ) -> anyhow::Result<Result<(), JobError>> {
     let mut session = if collectives { None } else { Some(Session::new(model, options.clone())?) };
     let comm = if group.endpoints.len() > 1 {
@@ -277,7 +305,7 @@ fn attempt(
         None => Session::new(model, Options { comm: comm.clone(), ..options.clone() })?,
     };
     let comm = comm.as_deref().map(|c| (c, runtime.handle().clone()));
-    job(args, &session, comm, Some((parts, collectives)), filled)
+    job(args, &session, comm, Some((parts, collectives)), (ids, Some(watch)))
 }
 
 fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[String]) -> anyhow::Result<()> {
@@ -294,7 +322,15 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[Strin
     };
     let address = listener.local_addr()?;
     output::line(format!("pserver {index} of {servers} listens on {address}"))?;
+    let mut watch = None;
+    if let Some(address) = &args.metrics_addr {
+        let seen = Arc::<ServerWatch>::default();
+        let plan_id = store::read_manifest(&args.model)?.plan_id;
+        monitor::pserver(address, token.is_some() || args.job.insecure, (index, plan_id), seen.clone())?;
+        watch = Some(seen);
+    }
     let options = ServeOptions {
+        watch,
         servers,
         index,
         threads: args.job.threads.unwrap_or(0),
@@ -332,7 +368,7 @@ fn job(
     session: &Session,
     comm: Option<(&dyn Comm, tokio::runtime::Handle)>,
     parts: Option<(&PartsOptions, bool)>,
-    filled: &dyn Fn() -> Filled,
+    (ids, watch): (&Ids, Option<&WorkerWatch>),
 ) -> anyhow::Result<Result<(), JobError>> {
     let a = &args.job;
     let source = a.source(&input_specs(session))?;
@@ -354,11 +390,16 @@ fn job(
         score: a.score.clone(),
         // Worker 0 may want outputs of which the others know nothing.
         outputs: a.output.is_some() || args.parts.is_none(),
-        filled,
-        progress: &|done, all| meter.set(done, all),
+        filled: &|| ids.filled(),
+        progress: &|done, all| {
+            meter.set(done, all);
+            if let Some(watch) = watch {
+                watch.samples.store(done as u64, Ordering::Relaxed);
+            }
+        },
         conclude: &|summary| {
             meter.done();
-            let lines = summarise(a, summary, source.samples()).map_err(|e| e.to_string())?;
+            let lines = summarise(a, summary, source.samples(), ids.cache.as_deref()).map_err(|e| e.to_string())?;
             if let Some(path) = &args.report {
                 std::fs::write(path, lines.join("\n")).map_err(|e| format!("{}: {e}", path.display()))?;
             }

@@ -2,8 +2,10 @@
 
 mod ahead;
 pub mod endpoints;
+pub mod exposition;
 pub mod launch;
 pub mod metrics;
+pub mod monitor;
 mod parts;
 mod predict;
 mod record;

@@ -47,7 +47,7 @@ pub struct Job<'a> {
     pub score: Option<String>,
     /// Whether outputs are wanted at all.
     pub outputs: bool,
-    /// The ids so far that got a row that is not their own.
+    /// What became of the ids so far.
     pub filled: &'a dyn Fn() -> Filled,
     /// Called with the samples that are done so far, here, and whether these are all that are done here.
     pub progress: &'a dyn Fn(usize, bool),
@@ -89,7 +89,7 @@ pub struct Summary {
     pub elapsed: Duration,
     /// The metrics over all workers.
     pub metrics: Option<Report>,
-    /// Ids of all workers that got a row that is not their own.
+    /// What became of the ids of all workers.
     pub filled: Filled,
 }
 

@@ -10,27 +10,39 @@ use std::ops::Range;
 use twox_hash::XxHash3_64;
 
 /// The first bytes of a record; another layout takes others.
-const MAGIC: [u8; 4] = *b"GTB2";
+const MAGIC: [u8; 4] = *b"GTB3";
 /// Magic, length of the body, its checksum.
 const HEAD: usize = 20;
 
-/// Ids that got a row that is not their own.
+/// What became of ids that were looked up: those that got a row that is not their own, and those that a cache was asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Filled {
     /// Their table does not hold them.
     pub absent: u64,
     /// Their pserver was not to be reached, and the job goes on with defaults.
     pub unavailable: u64,
+    /// The cache had their row.
+    pub cache_hits: u64,
+    /// The cache did not have their row.
+    pub cache_misses: u64,
 }
 
 impl Filled {
     pub(super) fn plus(self, o: Self) -> Self {
-        Self { absent: self.absent + o.absent, unavailable: self.unavailable + o.unavailable }
+        Self::each(|f| f(&self) + f(&o))
     }
 
     pub(super) fn since(self, before: Self) -> Self {
-        let minus = |a: u64, b: u64| a.saturating_sub(b);
-        Self { absent: minus(self.absent, before.absent), unavailable: minus(self.unavailable, before.unavailable) }
+        Self::each(|f| f(&self).saturating_sub(f(&before)))
+    }
+
+    fn each(count: impl Fn(fn(&Self) -> u64) -> u64) -> Self {
+        Self {
+            absent: count(|f| f.absent),
+            unavailable: count(|f| f.unavailable),
+            cache_hits: count(|f| f.cache_hits),
+            cache_misses: count(|f| f.cache_misses),
+        }
     }
 }
 
@@ -38,7 +50,7 @@ impl Filled {
 #[derive(Debug)]
 pub(super) struct Record {
     pub range: Range<usize>,
-    /// Ids that got their table's row for absent ids, and those that got one because a pserver was unavailable.
+    /// What became of the ids of this batch.
     pub filled: Filled,
     pub metrics: Option<Metrics>,
     pub outputs: Vec<(String, Value)>,
@@ -49,7 +61,9 @@ impl Record {
     pub fn encode(&self) -> Result<Vec<u8>, JobError> {
         let mut out = vec![0; HEAD];
         let metrics = self.metrics.as_ref().map(Metrics::to_bytes).unwrap_or_default();
-        for n in [self.range.start as u64, self.range.len() as u64, self.filled.absent, self.filled.unavailable, metrics.len() as u64] {
+        let (range, f) = (&self.range, &self.filled);
+        let counts = [f.absent, f.unavailable, f.cache_hits, f.cache_misses];
+        for n in [range.start as u64, range.len() as u64].into_iter().chain(counts).chain([metrics.len() as u64]) {
             out.extend(n.to_le_bytes());
         }
         out.extend(metrics);
@@ -72,7 +86,8 @@ impl Record {
         let len = whole(bytes)?;
         let mut body = bytes.split_to(len).slice(HEAD..);
         let (start, count) = (word(&mut body)?, word(&mut body)?);
-        let filled = Filled { absent: word(&mut body)? as u64, unavailable: word(&mut body)? as u64 };
+        let mut ids = || word(&mut body).map(|n| n as u64);
+        let filled = Filled { absent: ids()?, unavailable: ids()?, cache_hits: ids()?, cache_misses: ids()? };
         let metrics = word(&mut body)?;
         if metrics > body.len() {
             return None;
@@ -134,7 +149,12 @@ mod tests {
         let mut metrics = Metrics::default();
         metrics.add(1.0, 0.75);
         let outputs = vec![("p".to_owned(), Tensor::vector(vec![start as f32, 0.5]).into())];
-        Record { range: start..start + 2, filled: Filled { absent: 3, unavailable: 4 }, metrics: Some(metrics), outputs }
+        Record {
+            range: start..start + 2,
+            filled: Filled { absent: 3, unavailable: 4, cache_hits: 5, cache_misses: 6 },
+            metrics: Some(metrics),
+            outputs,
+        }
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! Stores of table rows. A [`Store`] answers lookups; the wrappers add one property each and are stores themselves.
 
+mod cached;
+mod clock;
 mod counted;
 mod counters;
 mod dedup;
+mod durations;
 mod fallback;
 mod gather;
 mod keys;
@@ -18,12 +21,16 @@ mod shards;
 mod stream;
 mod writer;
 
+pub use cached::Cached;
 pub use counted::Counted;
 pub use dedup::Dedup;
+pub use durations::{BOUNDS, Durations, Timed};
 pub use fallback::Fallback;
 pub use memory::Memory;
 pub use piece::checksum;
-pub use pserver::{ConnectOptions, ServeOptions, ServerInfo, Verify, connect, serve, serve_shards, server_info, stop_server};
+pub use pserver::{
+    ConnectOptions, ServeOptions, ServerInfo, ServerWatch, Verify, connect, reload_server, serve, serve_shards, server_info, stop_server,
+};
 pub use rows::{RowSource, RowVisitor, TableRows};
 pub use shards::{Shards, open_local, read_manifest};
 pub use writer::{piece_file, rewrite_table, write_keyed_table, write_table};

@@ -102,6 +102,20 @@ pub async fn stop_server(endpoint: &str, options: &ConnectOptions) -> Result<(),
     }
 }
 
+/// Lets the server at `endpoint` open its directory anew, which is to hold the plan `plan_id`. Connections that are made from then
+/// on get it; those that are there keep what they have.
+///
+/// # Errors
+/// A server that is not there within the time, or refuses; whatever keeps it from opening the directory, after which it goes on
+/// with what it has.
+pub async fn reload_server(endpoint: &str, plan_id: &str, options: &ConnectOptions) -> Result<(), StoreError> {
+    let client = Client::control(endpoint, options);
+    match client.ask(Call::Reload(plan_id.into())).await? {
+        Answer::Done => Ok(()),
+        other => Err(client.unexpected(other)),
+    }
+}
+
 /// A connection that has shaken hands.
 #[derive(Debug)]
 pub(super) struct Connection {

@@ -3,12 +3,17 @@
 
 mod chunks;
 mod client;
+mod options;
 mod replicas;
 mod server;
+mod versions;
+mod watch;
 mod wire;
 
-pub use client::{ConnectOptions, connect, server_info, stop_server};
-pub use server::{ServeOptions, Verify, serve, serve_shards};
+pub use client::{ConnectOptions, connect, reload_server, server_info, stop_server};
+pub use options::{ServeOptions, Verify};
+pub use server::{serve, serve_shards};
+pub use watch::ServerWatch;
 
 use super::Stats;
 use serde::{Deserialize, Serialize};

@@ -1,17 +1,18 @@
 //! The server: a runtime of one thread per core, each with its share of the connections. Nothing that a client sends is
 //! trusted, and what one client does wrong is answered to that client alone.
 
-use super::ServerInfo;
+use super::versions::{Version, Versions};
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
+use super::{ServeOptions, ServerInfo};
 use crate::store::request::{Request, row_blocks};
 use crate::store::stream::{CHUNK, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
-use crate::wire::{DEFAULT_MAX_FRAME, Framed, HANDSHAKE_FRAME, Hello, Identity, MAX_HEAD, PREFIX, Role, causes};
+use crate::wire::{Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Role, causes};
 use futures::{SinkExt, StreamExt};
 use std::future::Future;
 use std::io;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -22,77 +23,13 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-/// When the checksums of shard files are compared with the manifest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Verify {
-    /// Before serving if the files are small (64 MiB), else in the background while serving.
-    #[default]
-    Auto,
-    /// Before serving.
-    Eager,
-    /// While serving; from the first difference on every request is refused.
-    Background,
-    /// Never.
-    Off,
-}
-
-/// How to serve, and the limits that clients are held to.
-#[derive(Debug, Clone)]
-pub struct ServeOptions {
-    /// Number of servers that share the shards.
-    pub servers: usize,
-    /// Which of them this is.
-    pub index: usize,
-    /// Threads; 0 means one per core.
-    pub threads: usize,
-    /// The secret that clients must know.
-    pub token: Option<String>,
-    /// The largest frame to send or to read, in bytes.
-    pub max_frame: usize,
-    /// The most ids in one request; clients split theirs.
-    pub max_ids: usize,
-    /// Connections at once; more are closed.
-    pub max_connections: usize,
-    /// Bytes of rows under way to all clients at once; requests wait for their share.
-    pub max_in_flight: usize,
-    /// Time from the start of a connection to the end of its handshake.
-    pub handshake_timeout: Duration,
-    /// Time that a client may take over one frame, to send or to take it.
-    pub stall_timeout: Duration,
-    /// Whether a client may stop the server.
-    pub remote_shutdown: bool,
-    /// When the files are verified.
-    pub verify: Verify,
-}
-
-impl Default for ServeOptions {
-    fn default() -> Self {
-        Self {
-            servers: 1,
-            index: 0,
-            threads: 0,
-            token: None,
-            max_frame: DEFAULT_MAX_FRAME,
-            max_ids: 1 << 20,
-            max_connections: 1024,
-            max_in_flight: 512 << 20,
-            handshake_timeout: Duration::from_secs(5),
-            stall_timeout: Duration::from_secs(30),
-            remote_shutdown: false,
-            verify: Verify::Auto,
-        }
-    }
-}
-
-/// What [`Verify::Auto`] reads before it serves.
-const SMALL: u64 = 64 << 20;
 /// Time that connections have to end by themselves when the server stops.
 const GRACE: Duration = Duration::from_secs(2);
 
-struct Shared {
-    shards: Arc<Shards>,
+#[derive(Debug)]
+pub(super) struct Shared {
+    versions: Arc<Versions>,
     options: ServeOptions,
-    identity: Identity,
     connections: AtomicUsize,
     /// [`ServeOptions::max_in_flight`] in units of 1 KiB.
     in_flight: Semaphore,
@@ -116,7 +53,7 @@ pub fn serve(
         return Err(StoreError::Corrupt(what));
     }
     let shards = Arc::new(Shards::of_server(dir, Arc::new(manifest), options.servers, options.index)?);
-    serve_shards(listener, shards, options, shutdown)
+    serve_from(listener, shards, Some(dir.into()), options, shutdown)
 }
 
 /// As [`serve`], for shards that are open already.
@@ -129,19 +66,16 @@ pub fn serve_shards(
     options: ServeOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Stats, StoreError> {
-    match options.verify {
-        Verify::Eager => shards.verify()?,
-        Verify::Auto if shards.bytes() <= SMALL => shards.verify()?,
-        Verify::Auto | Verify::Background => {
-            let shards = shards.clone();
-            std::thread::spawn(move || {
-                if let Err(e) = shards.verify() {
-                    tracing::error!("{e}; every request is refused from now on");
-                }
-            });
-        }
-        Verify::Off => {}
-    }
+    serve_from(listener, shards, None, options, shutdown)
+}
+
+fn serve_from(
+    listener: TcpListener,
+    shards: Arc<Shards>,
+    dir: Option<PathBuf>,
+    options: ServeOptions,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<Stats, StoreError> {
     let system = |e: io::Error| StoreError::Corrupt(format!("cannot serve: {e}"));
     listener.set_nonblocking(true).map_err(system)?;
     let threads = match options.threads {
@@ -151,21 +85,17 @@ pub fn serve_shards(
     let runtimes = (0..threads).map(|_| tokio::runtime::Builder::new_current_thread().enable_all().build());
     let mut runtimes = runtimes.collect::<io::Result<Vec<_>>>().map_err(system)?;
     let Some(first) = runtimes.pop() else { return Ok(shards.stats()) };
-    let manifest = shards.manifest();
     let shared = Shared {
-        identity: Identity {
-            plan_id: manifest.plan_id.clone(),
-            fingerprint: manifest.fingerprint.clone(),
-            token: options.token.clone(),
-            size: options.servers as u32,
-        },
+        versions: Arc::new(Versions::new(shards.clone(), dir, &options)?),
         connections: AtomicUsize::new(0),
         in_flight: Semaphore::new((options.max_in_flight / 1024).clamp(1, Semaphore::MAX_PERMITS)),
         stop: watch::Sender::new(false),
         options,
-        shards: shards.clone(),
     };
     let shared = Arc::new(shared);
+    if let Some(watch) = &shared.options.watch {
+        let _ = watch.server.set(Arc::downgrade(&shared));
+    }
     std::thread::scope(|scope| {
         let mut queues = Vec::new();
         for runtime in runtimes {
@@ -281,7 +211,8 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
         Ok(None) => return Ok(()),
         Ok(Some(first)) => first.map_err(|e| causes(&e))?.request,
     };
-    let (role, answer) = greet(&hello.message, shared);
+    let version = shared.versions.present();
+    let (role, answer) = greet(&hello.message, shared, &version);
     reply(&mut channel, shared, hello.id, answer).await?;
     let Some(role) = role else { return Err("refused".into()) };
     let o = &shared.options;
@@ -299,7 +230,7 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
             next = channel.next() => {
                 let Some(next) = next else { return Ok(()) };
                 let request = next.map_err(|e| causes(&e))?.request;
-                answer_one(&mut channel, shared, role, request).await?;
+                answer_one(&mut channel, shared, (role, &version), request).await?;
             }
             _ = stop.changed() => return Ok(()),
             _ = tick.tick() => {
@@ -314,11 +245,11 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
     }
 }
 
-fn greet(call: &Call, shared: &Shared) -> (Option<Role>, Answer) {
+fn greet(call: &Call, shared: &Shared, version: &Version) -> (Option<Role>, Answer) {
     let Call::Hello(hello) = call else {
         return (None, Answer::Failed(Failure::Refused("the first call of a connection is the handshake".into())));
     };
-    if let Err(differs) = hello.check(&shared.identity).and_then(|()| check_index(hello, shared)) {
+    if let Err(differs) = hello.check(&version.identity).and_then(|()| check_index(hello, shared)) {
         return (None, Answer::Failed(Failure::Refused(differs)));
     }
     let limits = Limits { max_frame: shared.options.max_frame as u64, max_ids: shared.options.max_ids as u64 };
@@ -335,17 +266,28 @@ fn check_index(hello: &Hello, shared: &Shared) -> Result<(), String> {
     }
 }
 
-async fn answer_one(channel: &mut Channel, shared: &Shared, role: Role, request: tarpc::Request<Call>) -> Result<(), String> {
+async fn answer_one(
+    channel: &mut Channel,
+    shared: &Shared,
+    (role, version): (Role, &Version),
+    request: tarpc::Request<Call>,
+) -> Result<(), String> {
     let id = request.id;
     match request.message {
         Call::Fetch(fetch) if role == Role::Worker => {
             // The share is held until the answer is written.
-            let (_share, answer) = match fetch_rows(&fetch, shared, request.context.deadline).await {
+            let start = Instant::now();
+            let (share, answer) = match fetch_rows(&fetch, shared, &version.shards, request.context.deadline).await {
                 Ok((share, answer)) => (Some(share), answer),
                 Err(failure) => (None, Answer::Failed(failure)),
             };
+            if let (Some(watch), Some(_)) = (&shared.options.watch, &share) {
+                watch.durations.add(start.elapsed());
+            }
             drop(fetch);
-            reply(channel, shared, id, answer).await
+            let sent = reply(channel, shared, id, answer).await;
+            drop(share);
+            sent
         }
         Call::Info => reply(channel, shared, id, Answer::Info(info(shared))).await,
         Call::Shutdown if role == Role::Control && shared.options.remote_shutdown => {
@@ -353,10 +295,23 @@ async fn answer_one(channel: &mut Channel, shared: &Shared, role: Role, request:
             shared.stop.send_replace(true);
             Ok(())
         }
+        Call::Reload(plan_id) if role == Role::Control => {
+            let answer = reload(shared, plan_id).await.map_or_else(Answer::Failed, |()| Answer::Done);
+            reply(channel, shared, id, answer).await
+        }
+        Call::Reload(_) => reply(channel, shared, id, refuse("only a control connection reloads")).await,
         Call::Shutdown => reply(channel, shared, id, refuse("this server does not let its clients stop it")).await,
         Call::Fetch(_) => reply(channel, shared, id, refuse("a control connection looks nothing up")).await,
         Call::Hello(_) => reply(channel, shared, id, refuse("the handshake is done")).await,
     }
+}
+
+/// Opens the directory anew, on a thread of its own.
+async fn reload(shared: &Shared, plan_id: String) -> Result<(), Failure> {
+    let (versions, options) = (shared.versions.clone(), shared.options.clone());
+    let (send, done) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || send.send(versions.reload(&plan_id, &options)));
+    done.await.unwrap_or_else(|_| Err(Failure::Busy("the reload came to no end".into())))
 }
 
 fn refuse(why: &str) -> Answer {
@@ -366,6 +321,7 @@ fn refuse(why: &str) -> Answer {
 async fn fetch_rows<'a>(
     request: &Request,
     shared: &'a Shared,
+    shards: &Arc<Shards>,
     deadline: Instant,
 ) -> Result<(tokio::sync::SemaphorePermit<'a>, Answer), Failure> {
     let o = &shared.options;
@@ -377,7 +333,7 @@ async fn fetch_rows<'a>(
     if rows.saturating_add(PREFIX) > o.max_frame {
         return Err(Failure::Refused(format!("an answer of {rows} bytes is over the frame limit of {} bytes (--max-frame)", o.max_frame)));
     }
-    let stream = RowStream::new(&shared.shards, request, rows)?;
+    let stream = RowStream::new(shards, request, rows)?;
     let held = if stream.is_some() { CHUNK } else { rows };
     let units = (held / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
     let share = match shared.in_flight.try_acquire_many(units) {
@@ -391,7 +347,7 @@ async fn fetch_rows<'a>(
         share,
         match stream {
             Some(rows) => Answer::Rows(rows),
-            None => Answer::Reply(shared.shards.answer(request)?),
+            None => Answer::Reply(shards.answer(request)?),
         },
     ))
 }
@@ -405,10 +361,16 @@ async fn reply(channel: &mut Channel, shared: &Shared, request_id: u64, answer: 
 }
 
 fn info(shared: &Shared) -> String {
-    let (shards, manifest) = (&shared.shards, shared.shards.manifest());
+    serde_json::to_string(&describe(shared)).unwrap_or_default()
+}
+
+/// What a server says of itself.
+pub(super) fn describe(shared: &Shared) -> ServerInfo {
+    let version = shared.versions.present();
+    let (shards, manifest) = (&version.shards, version.shards.manifest());
     let numbers = shards.numbers();
     let here = |t: &&crate::plan::TableEntry| t.pieces.iter().any(|p| numbers.contains(&p.shard));
-    let info = ServerInfo {
+    ServerInfo {
         plan_id: manifest.plan_id.clone(),
         fingerprint: manifest.fingerprint.clone(),
         servers: shared.options.servers,
@@ -418,6 +380,5 @@ fn info(shared: &Shared) -> String {
         shards: numbers,
         connections: shared.connections.load(Relaxed),
         stats: shards.stats(),
-    };
-    serde_json::to_string(&info).unwrap_or_default()
+    }
 }

@@ -20,6 +20,8 @@ pub(super) enum Call {
     Fetch(Request),
     Info,
     Shutdown,
+    /// Open the directory anew, which is to hold this plan id.
+    Reload(String),
 }
 
 impl RequestName for Call {
@@ -29,6 +31,7 @@ impl RequestName for Call {
             Call::Fetch(_) => "fetch",
             Call::Info => "info",
             Call::Shutdown => "shutdown",
+            Call::Reload(_) => "reload",
         }
     }
 }
@@ -104,6 +107,7 @@ impl Codec for ClientCodec {
             Call::Fetch(_) => 1,
             Call::Info => 2,
             Call::Shutdown => 3,
+            Call::Reload(_) => 4,
         };
         head.put_u8(kind);
         head.put_u64_le(request.id);
@@ -122,6 +126,7 @@ impl Codec for ClientCodec {
                 }
                 return Ok(Body::Whole(request.ids));
             }
+            Call::Reload(plan_id) => put_str(head, &plan_id),
             Call::Info | Call::Shutdown => {}
         }
         Ok(Body::Whole(Bytes::new()))
@@ -225,6 +230,7 @@ impl Codec for ServerCodec {
             }
             2 => Call::Info,
             3 => Call::Shutdown,
+            4 => Call::Reload(f.str()?),
             other => return Err(invalid(format!("unknown call {other}"))),
         };
         f.end()?;

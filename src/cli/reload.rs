@@ -1,0 +1,47 @@
+//! `graphtool reload`
+
+use super::{output, usage};
+use crate::store::{ConnectOptions, read_manifest, reload_server};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Let running pservers open their deployment directory anew
+///
+/// For after the directory was replaced, by `rewrite` or `reshard`, at the same path. Each pserver opens the directory that it was
+/// started with, checks that it holds the plan that DIR holds here, and serves it to connections that are made from then on;
+/// workers that are connected keep the version they have. A pserver that cannot open it goes on with what it has, and the
+/// exit code is 1.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The deployment directory, as it is now
+    dir: PathBuf,
+    /// Endpoints of the pservers, HOST:PORT separated by commas
+    #[arg(long, value_delimiter = ',', alias = "pservers", required = true)]
+    servers: Vec<String>,
+    /// File with the secret that all processes of the job share
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Seconds that a pserver may take
+    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    timeout: u32,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    if args.servers.iter().any(String::is_empty) {
+        return Err(usage("--servers has an empty endpoint"));
+    }
+    let plan_id = read_manifest(&args.dir)?.plan_id;
+    let token = args.token_file.as_deref().map(super::job::token).transpose()?;
+    let rpc_timeout = Duration::from_secs(args.timeout.into());
+    let options =
+        ConnectOptions { connect_timeout: rpc_timeout.min(Duration::from_secs(5)), rpc_timeout, token, ..ConnectOptions::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut failed = Vec::new();
+    for endpoint in &args.servers {
+        match runtime.block_on(reload_server(endpoint, &plan_id, &options)) {
+            Ok(()) => output::line(format!("pserver {endpoint} serves plan id {plan_id}"))?,
+            Err(e) => failed.push(e.to_string()),
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(anyhow::anyhow!("{}", failed.join("; "))) }
+}

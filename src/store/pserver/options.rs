@@ -1,0 +1,71 @@
+//! How a server serves.
+
+use super::ServerWatch;
+use crate::wire::DEFAULT_MAX_FRAME;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// When the checksums of shard files are compared with the manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verify {
+    /// Before serving if the files are small (64 MiB), else in the background while serving.
+    #[default]
+    Auto,
+    /// Before serving.
+    Eager,
+    /// While serving; from the first difference on every request is refused.
+    Background,
+    /// Never.
+    Off,
+}
+
+/// How to serve, and the limits that clients are held to.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// Number of servers that share the shards.
+    pub servers: usize,
+    /// Which of them this is.
+    pub index: usize,
+    /// Threads; 0 means one per core.
+    pub threads: usize,
+    /// The secret that clients must know.
+    pub token: Option<String>,
+    /// The largest frame to send or to read, in bytes.
+    pub max_frame: usize,
+    /// The most ids in one request; clients split theirs.
+    pub max_ids: usize,
+    /// Connections at once; more are closed.
+    pub max_connections: usize,
+    /// Bytes of rows under way to all clients at once; requests wait for their share.
+    pub max_in_flight: usize,
+    /// Time from the start of a connection to the end of its handshake.
+    pub handshake_timeout: Duration,
+    /// Time that a client may take over one frame, to send or to take it.
+    pub stall_timeout: Duration,
+    /// Whether a client may stop the server.
+    pub remote_shutdown: bool,
+    /// When the files are verified.
+    pub verify: Verify,
+    /// Lets this process see what the server does.
+    pub watch: Option<Arc<ServerWatch>>,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            servers: 1,
+            index: 0,
+            threads: 0,
+            token: None,
+            max_frame: DEFAULT_MAX_FRAME,
+            max_ids: 1 << 20,
+            max_connections: 1024,
+            max_in_flight: 512 << 20,
+            handshake_timeout: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(30),
+            remote_shutdown: false,
+            verify: Verify::Auto,
+            watch: None,
+        }
+    }
+}
