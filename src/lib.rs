@@ -5,6 +5,7 @@ pub mod comm;
 pub mod data;
 pub mod deploy;
 pub mod exec;
+pub mod files;
 pub mod formats;
 pub mod ir;
 pub mod job;

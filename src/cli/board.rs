@@ -1,5 +1,6 @@
 //! What `launch` shows while a job runs: on a terminal a line per worker and a bar over all, elsewhere a line now and then.
 
+use super::output;
 use crate::job::launch::{Progress, Watcher};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -91,14 +92,14 @@ impl Watcher for Board {
             self.printed = Instant::now();
             let each: Vec<String> = workers.iter().map(|w| format!("{} {}", w.name, w.done)).collect();
             let pace = pace(done - self.before.unwrap_or(0).min(done), total.saturating_sub(done), self.started.elapsed());
-            eprintln!("{done} of {total} samples  {pace}  ({})", each.join(", "));
+            output::note(format_args!("{done} of {total} samples  {pace}  ({})", each.join(", ")));
         }
     }
 
     fn notice(&mut self, text: &str) {
         match &self.bars {
             Some(bars) => drop(bars.println(text)),
-            None => eprintln!("{text}"),
+            None => output::note(text),
         }
     }
 }

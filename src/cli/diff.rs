@@ -31,7 +31,7 @@ fn change(d: &Difference) -> &'static str {
     }
 }
 
-fn print(d: &Difference) -> std::io::Result<()> {
+fn print(d: &Difference) -> Result<(), output::Stdout> {
     output::line(format!("{} {} {}", change(d), d.kind, d.name))?;
     // What changed says it better than both texts do.
     if !d.changes.is_empty() {

@@ -8,7 +8,7 @@ use crate::ir::{Dim, Type};
 use crate::job::metrics::{Figure, Report};
 use crate::job::{DEFAULT_BATCH, Summary, parts_dir};
 use crate::plan::{Absent, Manifest};
-use crate::store::{Cached, ConnectOptions, Store};
+use crate::store::{Cached, ConnectOptions, Store, Verify};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -76,6 +76,10 @@ pub(super) struct JobArgs {
     /// Memory of each worker for rows that are asked for often, such as 256MiB; the answers are the same [default: none]
     #[arg(long, value_parser = size::parse, value_name = "SIZE")]
     pub(super) cache: Option<u64>,
+    /// When shards are compared with the checksums of the manifest: before they are used, or meanwhile, and every lookup is
+    /// refused from the first difference on; auto is eager for shards up to 64 MiB
+    #[arg(long, default_value = "auto", value_parser = ["auto", "eager", "background", "off"], value_name = "WHEN")]
+    pub(super) verify: String,
     /// File with the secret that all processes of the job share
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
@@ -133,6 +137,16 @@ impl JobArgs {
     /// The cache before a store, if one is wanted.
     pub(super) fn cached(&self, store: &Arc<dyn Store>, manifest: &Manifest) -> anyhow::Result<Option<Arc<Cached>>> {
         Ok(self.cache.map(|size| Cached::new(store.clone(), manifest, size)).transpose()?.map(Arc::new))
+    }
+
+    /// When files are verified.
+    pub(super) fn verify(&self) -> Verify {
+        match self.verify.as_str() {
+            "eager" => Verify::Eager,
+            "background" => Verify::Background,
+            "off" => Verify::Off,
+            _ => Verify::Auto,
+        }
     }
 
     /// Puts the policy for absent ids into a manifest.
@@ -229,7 +243,7 @@ impl Meter {
             && (all || self.last.get().is_none_or(|last| last.elapsed() >= every))
         {
             self.last.set(Some(Instant::now()));
-            eprintln!("{}{done} of {}", crate::job::launch::PROGRESS, self.total);
+            output::note(format_args!("{}{done} of {}", crate::job::launch::PROGRESS, self.total));
         }
     }
 

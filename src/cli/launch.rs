@@ -230,8 +230,10 @@ fn failure(args: &Args, parts: &Path, error: &LaunchError) -> anyhow::Error {
         LaunchError::Interrupted => 130,
         LaunchError::Io { .. } => 1,
     };
-    // A worker 0 that was killed leaves the file in which it gathered outputs; asking for a name clears that away.
-    drop(args.job.output.as_deref().map(crate::data::TempPath::beside));
+    // A worker 0 that was killed leaves the file in which it gathered outputs.
+    if let Some(output) = &args.job.output {
+        crate::files::clean_beside(output);
+    }
     let _ = std::fs::remove_file(args.report());
     let done = std::fs::read_dir(parts)
         .into_iter()
@@ -263,6 +265,7 @@ fn child_args(args: &Args, dir: &Path, parts: &Path, worker: bool, servers: &[Se
         flag("--token-file", f.display().to_string());
     }
     if !worker {
+        flag("--verify", job.verify.clone());
         out.push("--remote-shutdown".into());
         return out;
     }

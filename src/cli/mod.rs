@@ -103,11 +103,13 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
+        // It would panic where stderr takes nothing.
+        .log_internal_errors(false)
         .init();
     // A panic is a fault of ours; it is still one line and an exit code.
     std::panic::set_hook(Box::new(|info| {
         if std::env::var_os("RUST_BACKTRACE").is_some() {
-            eprintln!("{info}\n{}", std::backtrace::Backtrace::force_capture());
+            output::note(format_args!("{info}\n{}", std::backtrace::Backtrace::force_capture()));
         }
     }));
     // Deep bodies need more stack than a main thread may have.
@@ -124,11 +126,10 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let code = e.downcast_ref::<Exit>().map_or(1, |x| x.code);
-            let broken_pipe =
-                e.chain().any(|c| c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe));
+            let nobody_reads = e.downcast_ref::<output::Stdout>().is_some_and(output::Stdout::closed);
             let text = format!("{e:#}");
-            if !broken_pipe && !text.is_empty() {
-                eprintln!("error: {}", text.lines().collect::<Vec<_>>().join(" "));
+            if !nobody_reads && !text.is_empty() {
+                output::note(format_args!("error: {}", text.lines().collect::<Vec<_>>().join(" ")));
             }
             ExitCode::from(code)
         }

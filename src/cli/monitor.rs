@@ -1,5 +1,6 @@
 //! What `run --metrics-addr` shows of a pserver or a worker.
 
+use super::output;
 use super::run::listen;
 use crate::job::Filled;
 use crate::job::exposition::Exposition;
@@ -48,7 +49,7 @@ fn serve(
     let listener = listen(address, open)?;
     let bound = listener.local_addr()?;
     monitor(listener, Monitor { ready: Box::new(ready), metrics: Box::new(text) })?;
-    eprintln!("metrics at http://{bound}/metrics");
+    output::note(format_args!("metrics at http://{bound}/metrics"));
     Ok(bound)
 }
 

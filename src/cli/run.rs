@@ -164,7 +164,9 @@ fn local(args: &Args) -> anyhow::Result<()> {
         let (mut manifest, model) = deploy::open(&args.model)?;
         args.job.policies(&mut manifest);
         let manifest = Arc::new(manifest);
-        let mut store: Arc<dyn Store> = Arc::new(Shards::open(&args.model, manifest.clone(), |_| true)?);
+        let shards = Arc::new(Shards::open(&args.model, manifest.clone(), |_| true)?);
+        shards.clone().verify_when(args.job.verify())?;
+        let mut store: Arc<dyn Store> = shards;
         let cache = args.job.cached(&store, &manifest)?;
         if let Some(cache) = &cache {
             store = cache.clone();
@@ -268,7 +270,7 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
             && why.starts_with(comm::SILENT)
             && launched()
         {
-            eprintln!("{}{rank}", crate::job::launch::HANGS);
+            output::note(format_args!("{}{rank}", crate::job::launch::HANGS));
         }
         rejoins += 1;
         (parts.resume, group.late) = (true, !collectives);
@@ -337,6 +339,7 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[Strin
         token,
         max_frame: args.job.max_frame as usize,
         remote_shutdown: args.remote_shutdown,
+        verify: args.job.verify(),
         ..ServeOptions::default()
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -1,9 +1,8 @@
 //! Reading a model that is to be changed, and writing it under its name, with its data file, once both are whole.
 
-use super::usage;
-use crate::data::TempPath;
+use super::{output, usage};
 use crate::formats;
-use crate::formats::onnx::write::{External, to_file};
+use crate::formats::onnx::{self, write::External};
 use crate::ir::{Model, verify};
 use std::path::Path;
 
@@ -16,20 +15,13 @@ pub(super) fn valid(path: &Path) -> anyhow::Result<Model> {
     }
 }
 
-/// Writes `path` and, where constants go outside, `path` with `.data` appended.
+/// Writes `path` and, where constants go outside, a data file beside it.
 pub(super) fn save(model: &Model, path: &Path, external: External) -> anyhow::Result<()> {
-    let name = path.file_name().ok_or_else(|| usage(format!("{} has no name", path.display())))?.to_string_lossy().into_owned();
-    // The model names its data file by its final name, so both are written into a directory of their own first.
-    let temp = TempPath::beside(path)?;
-    let (dir, data) = (temp.path(), format!("{name}.data"));
-    std::fs::create_dir(dir).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
-    let done = to_file(model, &dir.join(&name), &data, external).map_err(anyhow::Error::from).and_then(|bytes| {
-        if bytes > 0 {
-            std::fs::rename(dir.join(&data), path.with_file_name(&data))?;
-            eprintln!("{bytes} bytes of constants are beside the model, in {data}");
-        }
-        Ok(std::fs::rename(dir.join(&name), path)?)
-    });
-    let _ = std::fs::remove_dir_all(dir);
-    done
+    if path.file_name().is_none() {
+        return Err(usage(format!("{} has no name", path.display())));
+    }
+    if let Some(beside) = onnx::save(model, path, external)? {
+        output::note(format_args!("{} bytes of constants are beside the model, in {}", beside.bytes, beside.name));
+    }
+    Ok(())
 }

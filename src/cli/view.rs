@@ -1,7 +1,6 @@
 //! `graphtool view`
 
 use super::{output, usage};
-use crate::data::TempPath;
 use crate::ir::Model;
 use crate::view::{Form, draw, draw_changes};
 use crate::{deploy, formats};
@@ -50,9 +49,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         Some(old) => draw_changes(&load(old)?, &model, form),
         None => draw(&model, form),
     };
-    let temp = TempPath::beside(&args.output)?;
-    std::fs::write(temp.path(), &picture)?;
-    temp.persist()?;
+    crate::data::write_file(&args.output, |out| {
+        use std::io::Write;
+        out.write_all(picture.as_bytes()).map_err(crate::data::DataError::io(&args.output))
+    })?;
     let nodes: usize = model.graphs().iter().map(|g| g.ops().len()).sum();
     output::line(format!("{nodes} nodes, {}: {}", super::size::print(picture.len() as u64), args.output.display()))?;
     Ok(())

@@ -4,14 +4,13 @@
 use super::Sink;
 use super::error::DataError;
 use super::npy;
-use super::npz::member_options;
-use super::temp::{TempPath, write_file};
+use super::npz::{member_options, write_archive};
+use crate::files::Staged;
 use crate::tensor::{DType, Shape, Tensor, Value};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use zip::ZipWriter;
 
 /// The bytes of one batch.
 #[derive(Debug)]
@@ -27,7 +26,7 @@ pub(super) struct Part {
 pub(super) struct Spool {
     target: PathBuf,
     // The file's name goes with it.
-    _temp: TempPath,
+    _staged: Staged,
     file: File,
     end: u64,
     parts: BTreeMap<usize, Part>,
@@ -35,9 +34,8 @@ pub(super) struct Spool {
 
 impl Spool {
     pub fn create(target: &Path) -> Result<Self, DataError> {
-        let temp = TempPath::beside(target)?;
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(temp.path()).map_err(DataError::io(temp.path()))?;
-        Ok(Self { target: target.into(), _temp: temp, file, end: 0, parts: BTreeMap::new() })
+        let (staged, file) = Staged::scratch(target).map_err(DataError::io(target))?;
+        Ok(Self { target: target.into(), _staged: staged, file, end: 0, parts: BTreeMap::new() })
     }
 
     /// Takes the bytes of the samples from `start` on.
@@ -260,10 +258,8 @@ pub(super) struct NpzSink {
 }
 
 impl NpzSink {
-    pub fn create(path: &Path) -> Result<Self, DataError> {
-        // Fails now rather than after the run.
-        Spool::create(path)?;
-        Ok(Self { path: path.into(), collected: Vec::new() })
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.into(), collected: Vec::new() }
     }
 }
 
@@ -273,15 +269,13 @@ impl Sink for NpzSink {
     }
 
     fn finish(self: Box<Self>) -> Result<(), DataError> {
-        write_file(&self.path, |out| {
-            let mut zip = ZipWriter::new(out);
+        write_archive(&self.path, |zip| {
             for output in &self.collected {
                 let zipped = zip.start_file(format!("{}.npy", output.name), member_options());
                 zipped.map_err(|e| DataError::member(&self.path, &output.name, e))?;
                 zip.write_all(&output.npy_header()?).map_err(DataError::io(&self.path))?;
-                output.write_elements(&mut zip)?;
+                output.write_elements(zip)?;
             }
-            zip.finish().map_err(|e| DataError::file(&self.path, e))?;
             Ok(())
         })
     }

@@ -5,8 +5,8 @@ use super::bound::fit;
 use super::collect::{Collected, put_all};
 use super::error::DataError;
 use super::npy::read_npy;
-use super::temp::TempPath;
 use super::{InputSpec, Samples, Sink, Source};
+use crate::files::Staged;
 use crate::formats::onnx::value::{decode_value, encode_value, tensor_prefix};
 use crate::tensor::{DType, Tensor, Value, map_file, pack_bits};
 use bytes::Bytes;
@@ -178,7 +178,7 @@ impl FolderSink {
         // `out/` and `out` are one folder.
         let path: PathBuf = path.components().collect();
         replaceable(&path)?;
-        fs::create_dir(TempPath::beside(&path)?.path()).map_err(DataError::io(&path))?;
+        drop(Staged::dir(&path).map_err(DataError::io(&path))?);
         Ok(Self { path, collected: Vec::new(), values: None })
     }
 }
@@ -203,12 +203,11 @@ impl Sink for FolderSink {
 
     fn finish(self: Box<Self>) -> Result<(), DataError> {
         replaceable(&self.path)?;
-        let temp = TempPath::beside(&self.path)?;
         let io = |e| DataError::Io { path: self.path.clone(), error: e };
-        fs::create_dir(temp.path()).map_err(io)?;
+        let staged = Staged::dir(&self.path).map_err(io)?;
         let count = self.values.as_ref().map_or(self.collected.len(), Vec::len);
         for k in 0..count {
-            let mut out = BufWriter::new(File::create(temp.path().join(format!("output_{k}.pb"))).map_err(io)?);
+            let mut out = BufWriter::new(File::create(staged.path().join(format!("output_{k}.pb"))).map_err(io)?);
             match &self.values {
                 Some(values) => out.write_all(&values[k]).map_err(io)?,
                 None => write_tensor(&self.collected[k], &mut out).map_err(|e| match e {
@@ -218,7 +217,7 @@ impl Sink for FolderSink {
             }
             out.flush().and_then(|()| out.get_ref().sync_all()).map_err(io)?;
         }
-        temp.persist_dir()
+        staged.put_in_place().map_err(io)
     }
 }
 

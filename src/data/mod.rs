@@ -15,18 +15,32 @@ pub mod npz;
 #[cfg(feature = "parquet")]
 pub mod parquet;
 mod ragged;
-mod temp;
 
 pub use bind::Bind;
 pub use error::DataError;
 pub use glob::expand;
 pub use many::open_all;
-pub use temp::{TempPath, write_file};
 
+use crate::files::Staged;
 use crate::formats::onnx::value::ValueKind;
 use crate::tensor::{DType, Tensor, Value};
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+/// Writes a file through [`Staged`].
+///
+/// # Errors
+/// Those of the system and of `fill`; nothing is left then.
+pub fn write_file<T>(target: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<T, DataError>) -> Result<T, DataError> {
+    let (staged, file) = Staged::file(target).map_err(DataError::io(target))?;
+    let mut out = BufWriter::with_capacity(1 << 18, file);
+    let result = fill(&mut out)?;
+    out.flush().map_err(DataError::io(target))?;
+    staged.put_in_place().map_err(DataError::io(target))?;
+    Ok(result)
+}
 
 /// An input that a model wants.
 #[derive(Debug, Clone, PartialEq)]
@@ -228,7 +242,12 @@ fn parquet_files(paths: &[PathBuf], inputs: &[InputSpec], options: &Options) -> 
 /// # Errors
 /// A name of no known kind, or a place that cannot be written.
 pub fn create(path: &Path) -> Result<Box<dyn Sink>, DataError> {
-    match form(path)? {
+    let form = form(path)?;
+    if form != Form::Folder {
+        // Fails now rather than after the run.
+        Staged::file(path).map_err(DataError::io(path))?;
+    }
+    match form {
         Form::Npz if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) => {
             Err(DataError::file(path, "outputs are written as .npz, .csv or a folder"))
         }
@@ -238,10 +257,10 @@ pub fn create(path: &Path) -> Result<Box<dyn Sink>, DataError> {
         Form::Folder => Ok(Box::new(folder::FolderSink::create(path)?)),
         Form::MultiSlot => Err(DataError::file(path, "outputs are written as .npz, .csv, .parquet or a folder")),
         #[cfg(feature = "parquet")]
-        Form::Parquet => Ok(Box::new(parquet::ParquetSink::create(path)?)),
+        Form::Parquet => Ok(Box::new(parquet::ParquetSink::new(path))),
         #[cfg(not(feature = "parquet"))]
         Form::Parquet => Err(no_parquet(path)),
-        Form::Npz => Ok(Box::new(collect::NpzSink::create(path)?)),
+        Form::Npz => Ok(Box::new(collect::NpzSink::new(path))),
         Form::Csv => Ok(Box::new(csv::CsvSink::create(path)?)),
     }
 }

@@ -4,12 +4,13 @@
 use super::bound::{Columns, rows};
 use super::error::DataError;
 use super::npy::{self, read_npy};
-use super::temp::write_file;
+use super::write_file;
 use crate::tensor::{DType, Tensor, map_file};
 use bytes::Bytes;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -141,19 +142,84 @@ pub(super) fn member_options() -> SimpleFileOptions {
     options.last_modified_time(DateTime::default()).unix_permissions(0o644).with_alignment(64)
 }
 
+/// Writes an archive through a file beside it; `fill` writes the members.
+///
+/// # Errors
+/// Those of the system and of `fill`; nothing is left then.
+pub(super) fn write_archive(path: &Path, fill: impl FnOnce(&mut ZipWriter<Latched<'_>>) -> Result<(), DataError>) -> Result<(), DataError> {
+    write_file(path, |out| {
+        let error = RefCell::new(None);
+        let mut zip = ZipWriter::new(Latched { out, error: &error, at: 0, end: 0 });
+        let filled = fill(&mut zip);
+        let finished = zip.finish().map(drop).map_err(|e| DataError::file(path, e));
+        match error.take() {
+            Some(error) => Err(DataError::io(path)(error)),
+            None => filled.and(finished),
+        }
+    })
+}
+
+/// Keeps the first error and takes everything from then on, as a file in memory would: an archive whose writer fails is
+/// finished when it is dropped, and says on stderr that this fails too.
+pub(super) struct Latched<'a> {
+    out: &'a mut BufWriter<File>,
+    error: &'a RefCell<Option<io::Error>>,
+    at: u64,
+    end: u64,
+}
+
+impl Latched<'_> {
+    /// What `call` gives, or `otherwise` from the first error on.
+    fn latch<T>(&mut self, otherwise: T, call: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> T {
+        let mut error = self.error.borrow_mut();
+        if error.is_some() {
+            return otherwise;
+        }
+        call(self.out).unwrap_or_else(|e| {
+            *error = Some(e);
+            otherwise
+        })
+    }
+}
+
+impl Write for Latched<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.latch((), |out| out.write_all(bytes));
+        self.at += bytes.len() as u64;
+        self.end = self.end.max(self.at);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.latch((), Write::flush);
+        Ok(())
+    }
+}
+
+impl Seek for Latched<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let there = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+            SeekFrom::End(by) => self.end.checked_add_signed(by),
+        };
+        let there = there.ok_or(io::ErrorKind::InvalidInput)?;
+        self.at = self.latch(there, |out| out.seek(SeekFrom::Start(there)));
+        Ok(self.at)
+    }
+}
+
 /// Writes arrays in the order given; the bytes depend on nothing else.
 ///
 /// # Errors
 /// Those of the system, and tensors whose elements were taken out.
 pub fn write_npz(path: &Path, arrays: &[(String, Tensor)]) -> Result<(), DataError> {
-    write_file(path, |out| {
-        let mut zip = ZipWriter::new(out);
+    write_archive(path, |zip| {
         for (name, array) in arrays {
             zip.start_file(format!("{name}.npy"), member_options()).map_err(zip_error(path, name))?;
             let bytes = npy::write_npy(array).map_err(|e| DataError::member(path, name, e))?;
             zip.write_all(&bytes).map_err(DataError::io(path))?;
         }
-        zip.finish().map_err(|e| DataError::file(path, e))?;
         Ok(())
     })
 }

@@ -1,15 +1,18 @@
 //! The original model again: the graph as it came, its tables put together from the shards.
 
-use super::staging::Staging;
 use super::{DeployError, ORIGINAL, dir_error};
+use crate::files::Staged;
 use crate::formats::{
     self,
-    onnx::write::{EXTERNAL_ABOVE, External, to_file},
+    onnx::{
+        save,
+        write::{EXTERNAL_ABOVE, External},
+    },
 };
 use crate::plan::Manifest;
 use crate::store::{TableRows, read_manifest};
 use crate::tensor::{Tensor, map_file};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -39,11 +42,11 @@ fn write_original(dir: &Path, output: &Path, narrowed: bool) -> Result<(), Deplo
         return Err(dir_error(dir, format!("{detail}: --narrowed writes those that lookups give, at most {error:e} away from them")));
     }
     let mut model = formats::load(&dir.join(ORIGINAL))?;
-    let scratch = Staging::beside(output)?;
+    let scratch = Staged::dir(output).map_err(|e| dir_error(output, e))?;
     let mut fault = None;
     model.map_constants(&mut |name, c| {
         let Some(table) = c.tensor.absent_place().and_then(|p| p.strip_prefix("table ")).map(str::to_owned) else { return };
-        match assemble(dir, &manifest, &table, &scratch.path) {
+        match assemble(dir, &manifest, &table, scratch.path()) {
             Ok(t) if t.dtype() == c.tensor.dtype() && t.len() == c.tensor.len() => match t.reshape(c.tensor.shape().clone()) {
                 Ok(t) => c.tensor = t,
                 Err(e) => drop(fault.get_or_insert_with(|| dir_error(dir, format!("\"{name}\": {e}")))),
@@ -59,14 +62,8 @@ fn write_original(dir: &Path, output: &Path, narrowed: bool) -> Result<(), Deplo
     if let Some(e) = fault {
         return Err(e);
     }
-    let name = output.file_name().ok_or_else(|| dir_error(output, "it has no name"))?.to_string_lossy().into_owned();
-    let data = format!("{name}.data");
-    let written = scratch.path.join(&name);
-    let has_data = to_file(&model, &written, &data, External::Keep(EXTERNAL_ABOVE))? > 0;
-    if has_data {
-        fs::rename(scratch.path.join(&data), output.with_file_name(&data)).map_err(|e| dir_error(output, e))?;
-    }
-    fs::rename(&written, output).map_err(|e| dir_error(output, e))
+    save(&model, output, External::Keep(EXTERNAL_ABOVE))?;
+    Ok(())
 }
 
 /// A table from its pieces, as a view on a mapped file.

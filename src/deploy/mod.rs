@@ -4,7 +4,6 @@ mod checkpoint;
 mod merge;
 mod reshard;
 mod rewrite;
-mod staging;
 
 pub use checkpoint::{Accessor, KeyedRows, Optimizer, dense_tables, read_dense, read_sparse, sparse_tables};
 pub use merge::{merge, merge_narrowed};

@@ -1,8 +1,8 @@
 //! The rows of a deployment in other pieces: any number of shards, cut in any way, with proof that no row changed.
 
 use super::rewrite::{finish, layout_of, refuse_foreign};
-use super::staging::Staging;
 use super::{DeployError, dir_error};
+use crate::files::Staged;
 use crate::ir::Model;
 use crate::plan::{IdStats, Layout, Manifest, Mode, TableEntry, TableSize, Wish};
 use crate::store::{TableRows, checksum, rewrite_table};
@@ -89,9 +89,9 @@ pub fn reshard(dir: &Path, output: &Path, options: &ReshardOptions) -> Result<Re
     let (old, model) = super::open(dir)?;
     let (_, layout) = plan_again(&old, &model, options)?;
     drop(model);
-    let staging = Staging::beside(output)?;
+    let staging = Staged::dir(output).map_err(|e| dir_error(output, e))?;
     for (file, expected) in &old.files {
-        let (from, to) = (dir.join(file), staging.path.join(file));
+        let (from, to) = (dir.join(file), staging.path().join(file));
         fs::copy(&from, &to).and_then(|_| fs::File::open(&to)?.sync_all()).map_err(|e| dir_error(&from, e))?;
         let found = checksum(&to).map_err(|e| dir_error(&to, e))?;
         if found != *expected {
@@ -101,8 +101,8 @@ pub fn reshard(dir: &Path, output: &Path, options: &ReshardOptions) -> Result<Re
     let (mut tables, mut moved) = (Vec::new(), Vec::new());
     for t in &old.tables {
         let Some(l) = layout.table(&t.name) else { continue };
-        let entry = rewrite_table(&staging.path, t, &TableRows::open(dir, t)?, l)?;
-        moved.push(prove(&staging.path, dir, t, &entry)?);
+        let entry = rewrite_table(staging.path(), t, &TableRows::open(dir, t)?, l)?;
+        moved.push(prove(staging.path(), dir, t, &entry)?);
         tables.push(entry);
     }
     let replicas = layout.replicas.unwrap_or(old.replicas);

@@ -1,7 +1,7 @@
 //! From a model to a deployment directory: the passes, the plan, the shard files, all written aside and put in place at once.
 
-use super::staging::Staging;
 use super::{DeployError, KeyedRows, ORIGINAL, WORKER, dir_error, is_deployment};
+use crate::files::Staged;
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External, to_file};
 use crate::ir::{Constant, Model, fingerprint};
 use crate::passes::{
@@ -126,8 +126,8 @@ pub fn rewrite(model: Model, dir: &Path, mut options: RewriteOptions) -> Result<
     let mut original = model.clone();
     let Survey { model, report, layout, .. } = survey(model, &mut options)?;
     take_tables_out(&mut original, &report);
-    let staging = Staging::beside(dir)?;
-    let tmp = staging.path.as_path();
+    let staging = Staged::dir(dir).map_err(|e| dir_error(dir, e))?;
+    let tmp = staging.path();
     let io = |path: &Path| {
         let path = path.to_owned();
         move |e: std::io::Error| dir_error(&path, e)
@@ -174,12 +174,12 @@ pub(super) fn refuse_foreign(dir: &Path) -> Result<(), DeployError> {
 }
 
 /// Gives the manifest its id, writes it and puts the directory in place.
-pub(super) fn finish(staging: Staging, dir: &Path, mut manifest: Manifest) -> Result<Manifest, DeployError> {
+pub(super) fn finish(staging: Staged, dir: &Path, mut manifest: Manifest) -> Result<Manifest, DeployError> {
     manifest.plan_id = String::new();
     manifest.plan_id = format!("{:032x}", twox_hash::XxHash3_128::oneshot(manifest.print().as_bytes()));
-    let path = staging.path.join("manifest.json");
+    let path = staging.path().join("manifest.json");
     fs::write(&path, manifest.print()).and_then(|()| File::open(&path)?.sync_all()).map_err(|e| dir_error(&path, e))?;
-    staging.put_in_place(dir)?;
+    staging.put_in_place().map_err(|e| dir_error(dir, e))?;
     Ok(manifest)
 }
 

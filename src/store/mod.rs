@@ -19,6 +19,7 @@ mod rows;
 mod sharded;
 mod shards;
 mod stream;
+mod verify;
 mod writer;
 
 pub use cached::Cached;
@@ -29,10 +30,11 @@ pub use fallback::Fallback;
 pub use memory::Memory;
 pub use piece::checksum;
 pub use pserver::{
-    ConnectOptions, ServeOptions, ServerInfo, ServerWatch, Verify, connect, reload_server, serve, serve_shards, server_info, stop_server,
+    ConnectOptions, ServeOptions, ServerInfo, ServerWatch, connect, reload_server, serve, serve_shards, server_info, stop_server,
 };
 pub use rows::{RowSource, RowVisitor, TableRows};
 pub use shards::{Shards, open_local, read_manifest};
+pub use verify::Verify;
 pub use writer::{piece_file, rewrite_table, write_keyed_table, write_table};
 
 pub use crate::wire::DEFAULT_MAX_FRAME;

@@ -4,7 +4,7 @@ use super::counters::Counters;
 use super::gather::{advise_random, gather};
 use super::keys::{ABSENT, Divisor, Id, cast_ids, find, range_of};
 use super::layout::{self, Decode, Filling};
-use super::piece::{Mapped, checksum, open_piece};
+use super::piece::{Mapped, open_piece};
 use super::request::{Blocks, Part, Peer, Reply, ReplyFuture, Request, id_blocks, row_blocks};
 use super::{LookupFuture, Query, Stats, Store, StoreError, Table};
 use crate::plan::{Manifest, Sharding};
@@ -54,14 +54,14 @@ impl Held {
 /// Some shards of a deployment (see [`Shards::open`]), or all. A [`Store`] if it is all of them.
 #[derive(Debug)]
 pub struct Shards {
-    dir: PathBuf,
-    manifest: Arc<Manifest>,
+    pub(super) dir: PathBuf,
+    pub(super) manifest: Arc<Manifest>,
     /// The group of each shard that is here.
     shards: Vec<Option<u32>>,
     tables: Vec<Table>,
     held: Vec<Held>,
     counters: Arc<Counters>,
-    fault: OnceLock<StoreError>,
+    pub(super) fault: OnceLock<StoreError>,
 }
 
 /// The manifest of a deployment directory.
@@ -155,31 +155,8 @@ impl Shards {
         (0..self.manifest.shards).filter(|&s| self.shards[s as usize].is_some()).collect()
     }
 
-    fn pieces(&self) -> impl Iterator<Item = &crate::plan::Piece> {
+    pub(super) fn pieces(&self) -> impl Iterator<Item = &crate::plan::Piece> {
         self.manifest.tables.iter().flat_map(|t| &t.pieces).filter(|p| self.shards[p.shard as usize].is_some())
-    }
-
-    /// Compares the checksum of every file that is mapped here with the manifest. From the first that differs on, lookups
-    /// fail too. Ends early where the directory was replaced meanwhile: its files are not those that are mapped.
-    ///
-    /// # Errors
-    /// Names the file, the expected and the found checksum.
-    pub fn verify(&self) -> Result<(), StoreError> {
-        for piece in self.pieces() {
-            let name = &piece.file;
-            let found = checksum(&self.dir.join(name));
-            if found.as_ref().ok() == Some(&piece.checksum) {
-                continue;
-            }
-            if read_manifest(&self.dir).is_ok_and(|m| m.plan_id != self.manifest.plan_id) {
-                tracing::warn!("{} was replaced before the files that are served were verified", self.dir.display());
-                return Ok(());
-            }
-            let found = found.map_err(|e| StoreError::Corrupt(format!("shard file \"{name}\": {e}")))?;
-            let what = format!("shard file \"{name}\": expected checksum {}, found {found}", piece.checksum);
-            return Err(self.fault.get_or_init(|| StoreError::Corrupt(what)).clone());
-        }
-        Ok(())
     }
 
     /// Goes on with the counters of shards that these take the place of.

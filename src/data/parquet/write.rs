@@ -25,10 +25,8 @@ pub(in crate::data) struct ParquetSink {
 }
 
 impl ParquetSink {
-    pub fn create(path: &Path) -> Result<Self, DataError> {
-        // Fails now rather than after the run.
-        Collected::create(path, "", DType::F32)?;
-        Ok(Self { path: path.into(), collected: Vec::new() })
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.into(), collected: Vec::new() }
     }
 
     fn schema(&self) -> Result<TypePtr, DataError> {

@@ -3,8 +3,11 @@
 pub mod external;
 pub mod proto;
 pub mod read;
+mod save;
 pub mod sparse;
 pub mod tensor;
 pub mod unknown;
 pub mod value;
 pub mod write;
+
+pub use save::{Beside, save};

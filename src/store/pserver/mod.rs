@@ -11,7 +11,7 @@ mod watch;
 mod wire;
 
 pub use client::{ConnectOptions, connect, reload_server, server_info, stop_server};
-pub use options::{ServeOptions, Verify};
+pub use options::ServeOptions;
 pub use server::{serve, serve_shards};
 pub use watch::ServerWatch;
 

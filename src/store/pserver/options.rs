@@ -1,23 +1,10 @@
 //! How a server serves.
 
 use super::ServerWatch;
+use crate::store::Verify;
 use crate::wire::DEFAULT_MAX_FRAME;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// When the checksums of shard files are compared with the manifest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Verify {
-    /// Before serving if the files are small (64 MiB), else in the background while serving.
-    #[default]
-    Auto,
-    /// Before serving.
-    Eager,
-    /// While serving; from the first difference on every request is refused.
-    Background,
-    /// Never.
-    Off,
-}
 
 /// How to serve, and the limits that clients are held to.
 #[derive(Debug, Clone)]

@@ -1,15 +1,12 @@
 //! What a server serves. It can be exchanged while the server runs: a connection keeps the version that it shook hands with,
 //! so that each of its answers is of that one.
 
-use super::options::{ServeOptions, Verify};
+use super::options::ServeOptions;
 use super::wire::Failure;
 use crate::store::{Shards, StoreError, read_manifest};
 use crate::wire::Identity;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
-
-/// [`Verify::Auto`] reads this much before it serves.
-const SMALL: u64 = 64 << 20;
 
 /// Shards, and who serves them.
 #[derive(Debug)]
@@ -24,19 +21,7 @@ impl Version {
     /// # Errors
     /// Files that differ from the manifest.
     fn of(shards: Arc<Shards>, options: &ServeOptions) -> Result<Arc<Self>, StoreError> {
-        match options.verify {
-            Verify::Eager => shards.verify()?,
-            Verify::Auto if shards.bytes() <= SMALL => shards.verify()?,
-            Verify::Auto | Verify::Background => {
-                let shards = shards.clone();
-                std::thread::spawn(move || {
-                    if let Err(e) = shards.verify() {
-                        tracing::error!("{e}; every request is refused from now on");
-                    }
-                });
-            }
-            Verify::Off => {}
-        }
+        shards.clone().verify_when(options.verify)?;
         let manifest = shards.manifest();
         let identity = Identity {
             plan_id: manifest.plan_id.clone(),
