@@ -2,7 +2,7 @@
 
 use super::{MAX_HEAD, Pooled};
 use bytes::{BufMut, Bytes};
-use futures::{Sink, Stream, ready};
+use futures::{FutureExt, Sink, Stream, StreamExt, ready};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -53,6 +53,12 @@ struct Arriving {
     head: usize,
     body: Pooled,
     filled: usize,
+}
+
+/// How many messages `bytes` begin with.
+pub(crate) fn read_all<C: Codec + Unpin>(bytes: &[u8], codec: C) -> usize {
+    let mut framed = Framed::new(bytes, codec, super::DEFAULT_MAX_FRAME);
+    std::iter::from_fn(|| framed.next().now_or_never().flatten()).take_while(Result::is_ok).count()
 }
 
 /// Messages of `C` over the byte stream `S`.

@@ -11,7 +11,7 @@ mod hello;
 mod pool;
 
 pub(crate) use fields::{Fields, put_str};
-pub(crate) use framed::{Body, Chunks, Codec, Framed, PREFIX, invalid};
+pub(crate) use framed::{Body, Chunks, Codec, Framed, PREFIX, invalid, read_all};
 pub(crate) use hello::{Hello, Identity, Role};
 pub(crate) use pool::Pooled;
 

@@ -2,8 +2,11 @@
 //! gives its side a thread with a runtime of its own, so that a rank that computes still says that it is alive.
 
 mod client;
+mod frames;
 mod server;
 mod wire;
+
+pub use frames::frames_in;
 
 use super::member::Member;
 use super::{Comm, CommError, solo};

@@ -3,6 +3,7 @@
 
 mod chunks;
 mod client;
+mod frames;
 mod options;
 mod replicas;
 mod server;
@@ -11,6 +12,7 @@ mod watch;
 mod wire;
 
 pub use client::{ConnectOptions, connect, reload_server, server_info, stop_server};
+pub use frames::frames_in;
 pub use options::ServeOptions;
 pub use server::{serve, serve_shards};
 pub use watch::ServerWatch;
