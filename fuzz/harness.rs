@@ -162,7 +162,8 @@ pub fn csv(bytes: &[u8]) {
 
 /// MultiSlot text.
 pub fn multislot(bytes: &[u8]) {
-    let inputs = [InputSpec::tensor("a", DType::I64, Some(vec![None, None])), InputSpec::tensor("b", DType::F32, Some(vec![None, Some(1)]))];
+    let inputs =
+        [InputSpec::tensor("a", DType::I64, Some(vec![None, None])), InputSpec::tensor("b", DType::F32, Some(vec![None, Some(1)]))];
     samples(&file("data.multislot", bytes), &inputs, &options(&[]));
 }
 

@@ -89,10 +89,8 @@ fn files(end: &str) -> Vec<Vec<u8>> {
 }
 
 /// Numbers that readers trip over.
-const NUMBERS: [u64; 12] =
-    [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0xffff_ffff, 0x8000_0000, u64::MAX, u64::MAX >> 1, 1 << 63, 1 << 40];
-const WORDS: [&str; 12] =
-    ["-1", "9223372036854775807", "18446744073709551616", "1e999", "nan", "\"", "[", "{", "\u{0}", "..", ",", "\n"];
+const NUMBERS: [u64; 12] = [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0xffff_ffff, 0x8000_0000, u64::MAX, u64::MAX >> 1, 1 << 63, 1 << 40];
+const WORDS: [&str; 12] = ["-1", "9223372036854775807", "18446744073709551616", "1e999", "nan", "\"", "[", "{", "\u{0}", "..", ",", "\n"];
 
 fn mutate(r: &mut StdRng, seeds: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = seeds[r.random_range(0..seeds.len())].clone();
@@ -262,7 +260,8 @@ fn frames_of_the_wire() {
 #[test]
 fn csv_files() {
     let plain = b"a,b,c,y\n1,2,0.5,1\n3,4,1.5,0\n\"5\",6,-2e3,1\n".to_vec();
-    let long: String = std::iter::once("a,b,c,y\n".to_owned()).chain((0..40).map(|i| format!("{i},{},{}.25,{}\n", i * 7, i, i % 2))).collect();
+    let long: String =
+        std::iter::once("a,b,c,y\n".to_owned()).chain((0..40).map(|i| format!("{i},{},{}.25,{}\n", i * 7, i, i % 2))).collect();
     throw(harness::csv, &[plain, long.into_bytes(), b"a,b,c,y\r\n1,2,,\r\n".to_vec()], 4000);
 }
 

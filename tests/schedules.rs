@@ -117,7 +117,13 @@ async fn frame(from: &mut OwnedReadHalf) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-async fn pump(schedule: Arc<Schedule>, connection: u64, back: bool, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> std::io::Result<()> {
+async fn pump(
+    schedule: Arc<Schedule>,
+    connection: u64,
+    back: bool,
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+) -> std::io::Result<()> {
     let mut random = schedule.random(connection, back);
     let mut held: Option<Vec<u8>> = None;
     for k in 0u64.. {

@@ -3,7 +3,7 @@
 pub(super) use super::job::input_specs;
 use super::job::{JobArgs, Meter, print, summarise};
 use super::monitor::{self, Ids, WorkerWatch};
-use super::{output, usage};
+use super::{output, size, usage};
 use crate::comm::{self, Comm, GroupOptions};
 use crate::data;
 use crate::exec::{Options, Session};
@@ -67,6 +67,15 @@ pub(super) struct Args {
     /// Port 0 takes a free one; the address is printed to stderr.
     #[arg(long, value_name = "HOST:PORT")]
     metrics_addr: Option<String>,
+    /// Connections that a pserver takes at once; more are closed
+    #[arg(long, default_value_t = 1024, value_name = "COUNT")]
+    max_connections: usize,
+    /// Bytes of rows that a pserver has under way to all its clients at once; requests wait for their share
+    #[arg(long, default_value = "512MiB", value_parser = size::parse, value_name = "SIZE")]
+    max_in_flight: u64,
+    /// Ids that a pserver takes in one request; workers split theirs
+    #[arg(long, default_value_t = 1 << 20, value_name = "COUNT")]
+    max_ids: usize,
     /// Let a client stop this pserver
     #[arg(long, hide = true)]
     remote_shutdown: bool,
@@ -338,6 +347,9 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[Strin
         threads: args.job.threads.unwrap_or(0),
         token,
         max_frame: args.job.max_frame as usize,
+        max_ids: args.max_ids,
+        max_connections: args.max_connections,
+        max_in_flight: args.max_in_flight as usize,
         remote_shutdown: args.remote_shutdown,
         verify: args.job.verify(),
         ..ServeOptions::default()

@@ -7,7 +7,7 @@ mod rendezvous;
 mod tcp;
 
 pub use local::{local_group, solo};
-pub use tcp::{frames_in, GroupOptions, connect};
+pub use tcp::{GroupOptions, connect, frames_in};
 
 use crate::tensor::Tensor;
 use bytes::Bytes;
