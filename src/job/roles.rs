@@ -1,4 +1,5 @@
-//! Who this process is in a job: from flags, then PaddlePaddle's environment, then torchrun's, then alone.
+//! Who this process is in a job: from flags, then PaddlePaddle's environment, then torchrun's, Open MPI's, PMI's or Slurm's,
+//! then alone.
 
 use super::endpoints::{Network, split};
 use std::collections::BTreeMap;
@@ -123,9 +124,11 @@ fn place(list: &[String], env: &Env, net: &dyn Network) -> Option<usize> {
 }
 
 /// The variables that are read.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 20] = [
     "MASTER_ADDR",
     "MASTER_PORT",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
     "PADDLE_CURRENT_ENDPOINT",
     "PADDLE_PORT",
     "PADDLE_PSERVERS_IP_PORT_LIST",
@@ -133,8 +136,13 @@ const KNOWN: [&str; 13] = [
     "PADDLE_TRAINERS_NUM",
     "PADDLE_TRAINER_ENDPOINTS",
     "PADDLE_TRAINER_ID",
+    "PMIX_RANK",
+    "PMI_RANK",
+    "PMI_SIZE",
     "POD_IP",
     "RANK",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
     "TRAINING_ROLE",
     "WORLD_SIZE",
 ];
@@ -163,21 +171,35 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+/// Rank and number of workers in the variables of those who start processes. Open MPI stands before Slurm, in whose jobs `mpirun`
+/// is used too, where each process has the number of the one that started it.
+const RANKS: [(&str, &str); 4] =
+    [("RANK", "WORLD_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")];
+
+/// This worker's rank and the number of workers, as far as the environment says.
+fn ranks(env: &Env) -> Result<(Option<usize>, Option<usize>), String> {
+    let set = |name: &str| env.get(name).is_some_and(|v| !v.is_empty());
+    let (rank, size) = RANKS.into_iter().find(|(rank, size)| set(rank) && set(size)).unwrap_or(RANKS[0]);
+    let or = |paddle: &str, other: &str| Ok::<_, String>(number(env, paddle)?.or(number(env, other)?));
+    Ok((or("PADDLE_TRAINER_ID", rank)?, or("PADDLE_TRAINERS_NUM", size)?))
+}
+
 fn worker(flags: &RoleFlags, env: &Env, servers: Vec<String>, net: &dyn Network) -> Result<Role, String> {
     let mut workers = if flags.workers.is_empty() {
         env.get("PADDLE_TRAINER_ENDPOINTS").map(|v| list(v)).unwrap_or_default()
     } else {
         flags.workers.clone()
     };
-    let size: Option<usize> = match number(env, "PADDLE_TRAINERS_NUM")? {
-        Some(n) => Some(n),
-        None => number(env, "WORLD_SIZE")?,
-    };
+    let (rank, size) = ranks(env)?;
     if workers.is_empty() && size.is_some_and(|n| n > 1) {
         let (Some(addr), Some(port)) = (env.get("MASTER_ADDR"), env.get("MASTER_PORT")) else {
             return Err("several workers need their endpoints: --workers, PADDLE_TRAINER_ENDPOINTS, or MASTER_ADDR and MASTER_PORT".into());
         };
-        workers = vec![format!("{addr}:{port}"); size.unwrap_or(1)];
+        workers = vec![format!("{addr}:{port}")];
+    }
+    // Rank 0's endpoint is enough: the others connect to it.
+    if let (1, Some(n), None) = (workers.len(), size, flags.rank) {
+        workers = vec![workers.remove(0); n.max(1)];
     }
     if let (Some(n), false) = (size, workers.is_empty())
         && n != workers.len()
@@ -185,15 +207,7 @@ fn worker(flags: &RoleFlags, env: &Env, servers: Vec<String>, net: &dyn Network)
     {
         return Err(format!("{n} workers by their number, {} by their endpoints", workers.len()));
     }
-    // With torchrun's variables all entries are rank 0's.
-    let of_list = || place(&workers, env, net);
-    let rank = match flags.rank {
-        Some(r) => Some(r),
-        None => match number(env, "PADDLE_TRAINER_ID")? {
-            Some(r) => Some(r),
-            None => number(env, "RANK")?.or_else(of_list),
-        },
-    };
+    let rank = flags.rank.or(rank).or_else(|| place(&workers, env, net));
     if workers.len() <= 1 {
         workers = workers.into_iter().take(1).collect();
         if workers.is_empty() {
@@ -201,7 +215,10 @@ fn worker(flags: &RoleFlags, env: &Env, servers: Vec<String>, net: &dyn Network)
         }
     }
     let Some(rank) = rank.or((workers.len() == 1).then_some(0)) else {
-        return Err(format!("which of the {} workers is this? give --rank, or set PADDLE_TRAINER_ID or RANK", workers.len()));
+        return Err(format!(
+            "which of the {} workers is this? give --rank, or set PADDLE_TRAINER_ID or RANK, or start it by mpirun or srun",
+            workers.len()
+        ));
     };
     if rank >= workers.len() {
         return Err(format!("rank {rank} of {} workers", workers.len()));
@@ -288,6 +305,35 @@ mod tests {
     }
 
     #[test]
+    fn schedulers_say_the_rank_and_the_number_of_workers() {
+        let flags = RoleFlags {
+            role: Some("worker".into()),
+            servers: vec!["h:1".into()],
+            workers: vec!["10.0.0.1:29500".into()],
+            ..RoleFlags::default()
+        };
+        let slurm = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "3")];
+        for (pairs, expected) in [
+            (vec![("OMPI_COMM_WORLD_RANK", "2"), ("OMPI_COMM_WORLD_SIZE", "4")], (2, 4)),
+            (vec![("PMI_RANK", "1"), ("PMI_SIZE", "2")], (1, 2)),
+            (slurm.to_vec(), (0, 3)),
+            // `mpirun` in a job of Slurm.
+            ([slurm.as_slice(), &[("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2")]].concat(), (1, 2)),
+            // PaddlePaddle's own variables come first, one by one.
+            ([slurm.as_slice(), &[("PADDLE_TRAINER_ID", "1")]].concat(), (1, 3)),
+            (vec![], (0, 1)),
+        ] {
+            let Role::Worker { rank, workers, .. } = resolve(&flags, &env(&pairs)).unwrap().0 else { panic!("a worker") };
+            assert_eq!((rank, workers.len()), expected, "{pairs:?}");
+            assert!(workers.iter().all(|w| w == "10.0.0.1:29500"));
+        }
+        let error = resolve(&flags, &env(&[("SLURM_PROCID", "x"), ("SLURM_NTASKS", "3")])).unwrap_err();
+        assert_eq!(error, "SLURM_PROCID=x is no number");
+        // A run that asks for no role is local, in a job of whatever scheduler.
+        assert_eq!(resolve(&RoleFlags::default(), &env(&slurm)).unwrap().0, Role::Local);
+    }
+
+    #[test]
     fn flags_come_first_and_without_any_the_run_is_local() {
         assert_eq!(resolve(&RoleFlags::default(), &Env::new()).unwrap().0, Role::Local);
         let flags = RoleFlags { role: Some("local".into()), ..RoleFlags::default() };
@@ -334,7 +380,7 @@ mod tests {
     fn what_does_not_fit_is_named() {
         let flags = RoleFlags { role: Some("worker".into()), workers: vec!["x:1".into(), "y:1".into()], ..RoleFlags::default() };
         let error = resolve(&flags, &Env::new()).unwrap_err();
-        assert_eq!(error, "which of the 2 workers is this? give --rank, or set PADDLE_TRAINER_ID or RANK");
+        assert_eq!(error, "which of the 2 workers is this? give --rank, or set PADDLE_TRAINER_ID or RANK, or start it by mpirun or srun");
         assert_eq!(
             resolve(&RoleFlags::default(), &env(&[("TRAINING_ROLE", "X")])).unwrap_err(),
             "TRAINING_ROLE=X: expected TRAINER or PSERVER"
