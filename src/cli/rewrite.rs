@@ -20,6 +20,10 @@ pub(super) struct Args {
     output: Option<PathBuf>,
     #[command(flatten)]
     options: Options,
+    /// Also write the rewritten graph in two: lookups.onnx, which gives the rows of all lookups, and dense.onnx, in standard ops
+    /// for ONNX Runtime and others, whose inputs they are (`dense_inputs` in manifest.json names them)
+    #[arg(long)]
+    dense_io: bool,
 }
 
 /// How tables are cut and placed.
@@ -149,7 +153,8 @@ pub(super) fn default_dir(model: &Path) -> PathBuf {
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let model = crate::formats::load(&args.model)?;
     let dir = args.output.unwrap_or_else(|| default_dir(&args.model));
-    let outcome = rewrite(model, &dir, args.options.build(1)?).map_err(|e| args.options.cut.error(e))?;
+    let options = RewriteOptions { dense_io: args.dense_io, ..args.options.build(1)? };
+    let outcome = rewrite(model, &dir, options).map_err(|e| args.options.cut.error(e))?;
     report(&outcome, args.options.store_dtype.as_deref())?;
     let (remote, all) = counts(&outcome);
     output::line(format!(

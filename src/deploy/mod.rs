@@ -1,6 +1,7 @@
 //! Deployment directories: a model rewritten, its tables in shards, and the way back.
 
 mod checkpoint;
+mod dense_io;
 mod merge;
 mod reshard;
 mod rewrite;
@@ -20,6 +21,10 @@ use std::path::{Path, PathBuf};
 pub const WORKER: &str = "worker.onnx";
 /// The graph as it came, without its tables.
 pub const ORIGINAL: &str = "original.onnx";
+/// The part of the rewritten graph that gives the rows of all lookups, if it was wanted.
+pub const LOOKUPS: &str = "lookups.onnx";
+/// The rest of it, in standard ops, whose inputs they are.
+pub const DENSE: &str = "dense.onnx";
 
 /// Why a deployment could not be made or read.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! From a model to a deployment directory: the passes, the plan, the shard files, all written aside and put in place at once.
 
-use super::{DeployError, KeyedRows, ORIGINAL, WORKER, dir_error, is_deployment};
+use super::{DENSE, DeployError, KeyedRows, LOOKUPS, ORIGINAL, WORKER, dense_io, dir_error, is_deployment};
 use crate::files::Staged;
 use crate::formats::onnx::write::{EXTERNAL_ABOVE, External, to_file};
 use crate::ir::{Constant, Model, fingerprint};
@@ -34,6 +34,8 @@ pub struct RewriteOptions {
     pub all_reduce: Vec<(String, String)>,
     /// Rows by key, with the policy for absent keys, of tables whose elements the model does not hold.
     pub keyed: HashMap<String, (KeyedRows, Absent)>,
+    /// Whether the rewritten graph is written in two as well: `lookups.onnx`, and `dense.onnx` for other runtimes.
+    pub dense_io: bool,
     /// The text of a plan to follow instead of `shards` and `mode`.
     pub plan: Option<String>,
 }
@@ -141,8 +143,13 @@ pub fn rewrite(model: Model, dir: &Path, mut options: RewriteOptions) -> Result<
         };
         tables.push(written.map_err(|e| dir_error(dir, e))?);
     }
+    let parts = if options.dense_io { Some(dense_io::split(&model)?) } else { None };
+    let mut models = vec![(WORKER, &model, External::Above(EXTERNAL_ABOVE)), (ORIGINAL, &original, External::Keep(EXTERNAL_ABOVE))];
+    if let Some(p) = &parts {
+        models.extend([(LOOKUPS, &p.lookups, External::Above(EXTERNAL_ABOVE)), (DENSE, &p.dense, External::Above(EXTERNAL_ABOVE))]);
+    }
     let mut files = BTreeMap::new();
-    for (name, m, external) in [(WORKER, &model, External::Above(EXTERNAL_ABOVE)), (ORIGINAL, &original, External::Keep(EXTERNAL_ABOVE))] {
+    for (name, m, external) in models {
         let data = format!("{name}.data");
         let path = tmp.join(name);
         if to_file(m, &path, &data, external)? > 0 {
@@ -160,6 +167,7 @@ pub fn rewrite(model: Model, dir: &Path, mut options: RewriteOptions) -> Result<
         replicas: layout.replicas.unwrap_or(1),
         files,
         tables,
+        dense_inputs: parts.map_or_else(Vec::new, |p| p.inputs),
     };
     let manifest = finish(staging, dir, manifest)?;
     Ok(Outcome { report, manifest, layout })

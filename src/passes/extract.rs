@@ -81,6 +81,19 @@ fn unknown(graph: &Graph, name: &str) -> PassError {
     PassError::Call(format!("the graph has no value \"{name}\"{}", super::near(name, names)))
 }
 
+/// What a part would need that computes `wanted` from values of `cut`: which of those, and which inputs of the graph, each in
+/// its order.
+pub fn frontier(graph: &Graph, cut: &[String], wanted: &[String]) -> (Vec<String>, Vec<String>) {
+    let ids = |names: &[String]| names.iter().filter_map(|n| graph.value(n)).collect::<Vec<_>>();
+    let (ends, goals) = (ids(cut), ids(wanted));
+    let needed = needed(graph, &ends, &goals);
+    let reached: HashSet<ValueId> =
+        needed.iter().flat_map(|&id| graph.node(id).inputs().iter().flatten().copied().chain(graph.captured_by(id))).chain(goals).collect();
+    let name = |v: ValueId| graph.name_of(v).to_owned();
+    let of_graph = graph.inputs().iter().map(|id| id.value(0)).filter(|v| needed.contains(&v.node));
+    (ends.iter().copied().filter(|v| reached.contains(v)).map(name).collect(), of_graph.map(name).collect())
+}
+
 /// The nodes on the ways back from the wanted values, as far as the cut.
 fn needed(graph: &Graph, cut: &[ValueId], wanted: &[ValueId]) -> HashSet<NodeId> {
     let cut: HashSet<ValueId> = cut.iter().copied().collect();

@@ -39,12 +39,13 @@ mod split_slices;
 mod standard_ops;
 mod upgrade_opset;
 
+pub use crate::ops::remote::DOMAIN;
 pub use all_reduce::AllReduce;
 pub use cast_chains::CastChains;
 pub use common_subexpressions::CommonSubexpressions;
 pub use constant_branches::ConstantBranches;
 pub use dead_code::DeadCode;
-pub use extract::extract;
+pub use extract::{extract, frontier};
 pub use fold_constants::FoldConstants;
 pub use fold_shapes::FoldShapes;
 pub use fuse_activations::FuseActivations;

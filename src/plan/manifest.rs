@@ -166,6 +166,24 @@ pub struct Manifest {
     pub files: std::collections::BTreeMap<String, String>,
     /// The tables, in the order of the original graph.
     pub tables: Vec<TableEntry>,
+    /// The inputs of `dense.onnx` that take rows, in the order of its interface, if there is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dense_inputs: Vec<DenseInput>,
+}
+
+/// An input of the dense part that takes what a lookup gives.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DenseInput {
+    /// Its name: that of the lookup's output.
+    pub name: String,
+    /// The table whose rows it takes.
+    pub table: String,
+    /// Their dtype.
+    #[serde(with = "dtype_name")]
+    pub dtype: DType,
+    /// Its dims, as far as they are known: numbers, names of symbols, and `?`. The last ones are those of a row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dims: Option<Vec<String>>,
 }
 
 fn one() -> u32 {

@@ -10,7 +10,7 @@ mod stored;
 
 pub use layout::{Layout, TableLayout, TableSize, ranges};
 pub use load::{ShardFigures, check_stats, figures, imbalance};
-pub use manifest::{Absent, FORMAT_VERSION, Manifest, ManifestError, Piece, Sharding, TableEntry};
+pub use manifest::{Absent, DenseInput, FORMAT_VERSION, Manifest, ManifestError, Piece, Sharding, TableEntry};
 pub use placement::Placement;
 pub use planner::{Mode, Wish, plan};
 pub use stats::IdStats;

@@ -112,6 +112,7 @@ pub fn deploy(dir: &Path, tables: &[Source], shards: u32) -> Manifest {
         replicas: 1,
         files: Default::default(),
         tables: tables.iter().map(&mut entry).collect(),
+        dense_inputs: Vec::new(),
     };
     std::fs::write(dir.join("manifest.json"), manifest.print()).unwrap();
     Manifest::parse(&manifest.print()).unwrap()
