@@ -290,6 +290,27 @@ async fn a_lost_rank_ends_what_needs_it() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rank_that_is_lost_while_it_waits_itself_is_noticed_at_once() {
+    for direct_from in [usize::MAX, 1] {
+        // Nobody is silent for so long: it is the end of the connection that tells.
+        let group = tcp(3, |o| (o.heartbeat_timeout, o.direct_from) = (Duration::from_secs(3600), direct_from)).await;
+        let mut group: Vec<Option<Arc<dyn Comm>>> = group.into_iter().map(Some).collect();
+        let gone = group[1].take().unwrap();
+        let mut waits = gone.all_reduce("x", t(&[1.0]), ReduceOp::Sum);
+        assert!(futures::poll!(&mut waits).is_pending());
+        drop(waits);
+        tokio::task::spawn_blocking(move || drop(gone)).await.unwrap();
+        // The first needs it no more; the second cannot be without it.
+        let root = group[0].as_ref().unwrap();
+        let both = [root.all_reduce("x", t(&[1.0]), ReduceOp::Sum), root.all_reduce("y", t(&[1.0]), ReduceOp::Sum)];
+        for result in join_all(both).await {
+            let error = result.unwrap_err();
+            assert!(matches!(error, CommError::Lost { rank: 1, .. }), "{error}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_rank_that_leaves_after_the_last_join_is_not_missed() {
     for _ in 0..10 {

@@ -4,9 +4,10 @@ use super::GroupOptions;
 use super::wire::{Answer, Call, RootCodec, Welcome};
 use crate::wire::{Framed, HANDSHAKE_FRAME, Hello, causes};
 use futures::{SinkExt, StreamExt};
+use std::task::Poll;
 use std::time::Duration;
-use tarpc::Response;
 use tarpc::server::{BaseChannel, Config};
+use tarpc::{Request, Response};
 use tokio::net::TcpStream;
 
 /// Time from the start of a connection to the end of its handshake.
@@ -48,6 +49,15 @@ pub(super) async fn open(channel: &mut Channel, id: u64, group: Result<u64, &str
     let sent = matches!(tokio::time::timeout(HANDSHAKE, sent).await, Ok(Ok(())));
     std::pin::Pin::new(channel).get_pin_ref().set_limits(max, max);
     sent
+}
+
+/// The next call; nothing when the other side has gone, even if calls of its are under way, for which tarpc waits.
+pub(super) async fn next(channel: &mut Channel) -> Option<Result<Request<Call>, String>> {
+    let next = futures::future::poll_fn(|cx| match channel.poll_next_unpin(cx) {
+        Poll::Pending if std::pin::Pin::new(&mut *channel).get_pin_ref().ended() => Poll::Ready(None),
+        other => other,
+    });
+    Some(next.await?.map(|tracked| tracked.request).map_err(|e| causes(&e)))
 }
 
 /// Sends an answer, within a time in which anybody takes it who can.

@@ -9,7 +9,7 @@ use crate::comm::call::{self, Ask, Output, Reply, Turn};
 use crate::comm::member::Carrier;
 use crate::comm::rendezvous::Rendezvous;
 use crate::comm::{CommError, SILENT};
-use crate::wire::{Hello, Role, causes};
+use crate::wire::{Hello, Role};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -271,9 +271,9 @@ async fn converse(channel: &mut Channel, rank: usize, shared: &Shared) -> Result
             return Ok(());
         }
         tokio::select! {
-            next = channel.next(), if calls.len() < CALLS => {
+            next = door::next(channel), if calls.len() < CALLS => {
                 let Some(next) = next else { return Ok(()) };
-                let request = next.map_err(|e| causes(&e))?.request;
+                let request = next?;
                 heard = Instant::now();
                 let answer = answer(rank, shared, &parts, request.message);
                 let id = request.id;

@@ -6,7 +6,7 @@ use super::GroupOptions;
 use super::door::{self, CALLS, Channel, STRANGERS};
 use super::wire::{Answer, Call, Fetch};
 use crate::comm::call::Turn;
-use crate::wire::{Role, causes};
+use crate::wire::Role;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -105,9 +105,9 @@ pub(super) async fn serve(channel: &mut Channel, shelf: &Shelf, options: &GroupO
     let mut calls = FuturesUnordered::new();
     loop {
         tokio::select! {
-            next = channel.next(), if calls.len() < CALLS => {
+            next = door::next(channel), if calls.len() < CALLS => {
                 let Some(next) = next else { return Ok(()) };
-                let request = next.map_err(|e| causes(&e))?.request;
+                let request = next?;
                 calls.push(async move {
                     let answer = match request.message {
                         Call::Fetch(fetch) => shelf.get(fetch, options.heartbeat()).await,
