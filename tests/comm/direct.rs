@@ -111,7 +111,7 @@ async fn tensors_of_unequal_length_are_gathered_along_any_axis() {
                     shape
                 };
                 let x = |c: &dyn Comm| match dtype {
-                    DType::Bool => Tensor::full(shape(c.rank()), c.rank() % 2 == 0).unwrap(),
+                    DType::Bool => Tensor::full(shape(c.rank()), c.rank().is_multiple_of(2)).unwrap(),
                     _ => noise(dtype, &shape(c.rank()), c.rank(), axis),
                 };
                 same(&direct, &here, &format!("{dtype} of {along:?} along {axis}"), |c| c.all_gather("g", x(c), axis)).await;
@@ -165,7 +165,7 @@ async fn large_collectives_that_overlap_keep_the_order_of_the_calls() {
     let group = whole(form(&options, &listeners).await);
     let runs = group.iter().map(|c| {
         // Every second one is small.
-        let n = |k: usize| if k % 2 == 0 { 3 * FROM } else { 3 };
+        let n = |k: usize| if k.is_multiple_of(2) { 3 * FROM } else { 3 };
         let mut calls: Vec<_> =
             (0..30).map(|k| c.all_reduce("x", Tensor::full([n(k)], (c.rank() + k) as i64).unwrap(), ReduceOp::Sum)).collect();
         calls.reverse();
