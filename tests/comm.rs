@@ -1,5 +1,8 @@
 //! One contract, run by every kind of group; and what groups do when a rank is late, lost or elsewhere.
 
+#[path = "comm/direct.rs"]
+mod direct;
+
 use bytes::Bytes;
 use futures::future::join_all;
 use graphtool::comm::{self, Comm, CommError, GroupOptions, ReduceOp, local_group, solo};
@@ -37,14 +40,16 @@ async fn tcp(size: usize, change: impl Fn(&mut GroupOptions)) -> Group {
     form(options, listener).await.into_iter().map(|c| c.unwrap()).collect()
 }
 
-/// Groups of every kind and 1 to 5 ranks; the last cuts what it sends into small parts.
+/// Groups of every kind and 1 to 5 ranks; some cut what they send into small parts, and in some all bytes go from rank to rank.
 async fn groups() -> Vec<Group> {
     let mut groups = vec![vec![solo()]];
     for size in 1..=5 {
         groups.push(local_group(size).unwrap());
         groups.push(tcp(size, |_| {}).await);
+        groups.push(tcp(size, |o| o.direct_from = 1).await);
     }
     groups.push(tcp(3, |o| o.max_frame = 1000).await);
+    groups.push(tcp(4, |o| (o.max_frame, o.direct_from) = (1000, 1)).await);
     groups
 }
 
@@ -201,7 +206,7 @@ async fn count(group: &Group, batches: &[usize], op: ReduceOp) -> Vec<Vec<f32>> 
 
 #[tokio::test]
 async fn ranks_without_batches_left_have_joined() {
-    for group in [local_group(2).unwrap(), tcp(2, |_| {}).await] {
+    for group in [local_group(2).unwrap(), tcp(2, |_| {}).await, tcp(2, |o| o.direct_from = 1).await] {
         // Twice, for a group goes on after all have joined.
         for _ in 0..2 {
             let seen = count(&group, &[5, 3], ReduceOp::Sum).await;
@@ -253,7 +258,7 @@ async fn ranks_that_disagree_all_see_both_sides() {
         (|c| c.all_reduce("a", Tensor::vector(vec![1i64, 2]), ReduceOp::Sum), "all_reduce(sum) \"a\" int64[2]"),
     ];
     for (b, text) in others {
-        for group in [local_group(3).unwrap(), tcp(3, |_| {}).await] {
+        for group in [local_group(3).unwrap(), tcp(3, |_| {}).await, tcp(3, |o| o.direct_from = 1).await] {
             let want = format!("ranks disagree: collective 0: rank 0 runs all_reduce(sum) \"a\" float32[2], rank 2 runs {text}");
             let errors = futures::join!(a(&*group[0]), b(&*group[2]));
             assert_eq!(errors.0.unwrap_err().to_string(), want);
@@ -267,7 +272,7 @@ async fn ranks_that_disagree_all_see_both_sides() {
 #[tokio::test]
 async fn a_lost_rank_ends_what_needs_it() {
     for lost in 0..3 {
-        for group in [local_group(3).unwrap(), tcp(3, |_| {}).await] {
+        for group in [local_group(3).unwrap(), tcp(3, |_| {}).await, tcp(3, |o| o.direct_from = 1).await] {
             let mut group: Vec<Option<Arc<dyn Comm>>> = group.into_iter().map(Some).collect();
             let gone = group[lost].take();
             let rest: Vec<_> = group.into_iter().flatten().collect();
@@ -281,6 +286,27 @@ async fn a_lost_rank_ends_what_needs_it() {
             for c in &rest {
                 assert!(c.join().await.unwrap_err().to_string().starts_with(&format!("rank {lost} lost: ")));
             }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rank_that_is_lost_while_it_waits_itself_is_noticed_at_once() {
+    for direct_from in [usize::MAX, 1] {
+        // Nobody is silent for so long: it is the end of the connection that tells.
+        let group = tcp(3, |o| (o.heartbeat_timeout, o.direct_from) = (Duration::from_secs(3600), direct_from)).await;
+        let mut group: Vec<Option<Arc<dyn Comm>>> = group.into_iter().map(Some).collect();
+        let gone = group[1].take().unwrap();
+        let mut waits = gone.all_reduce("x", t(&[1.0]), ReduceOp::Sum);
+        assert!(futures::poll!(&mut waits).is_pending());
+        drop(waits);
+        tokio::task::spawn_blocking(move || drop(gone)).await.unwrap();
+        // The first needs it no more; the second cannot be without it.
+        let root = group[0].as_ref().unwrap();
+        let both = [root.all_reduce("x", t(&[1.0]), ReduceOp::Sum), root.all_reduce("y", t(&[1.0]), ReduceOp::Sum)];
+        for result in join_all(both).await {
+            let error = result.unwrap_err();
+            assert!(matches!(error, CommError::Lost { rank: 1, .. }), "{error}");
         }
     }
 }
@@ -301,7 +327,7 @@ async fn a_rank_that_leaves_after_the_last_join_is_not_missed() {
 async fn a_rank_that_does_not_take_part_is_named_in_time() {
     let group = tcp(3, |o| o.timeout = Duration::from_millis(300)).await;
     let errors = futures::join!(group[0].barrier("b"), group[1].barrier("b"));
-    assert_eq!(errors.0.unwrap_err().to_string(), "rank 2 did not take part in \"b\" within 0.3 s");
+    assert_eq!(errors.0.unwrap_err().to_string(), "rank 2 did not take part in \"b\" within 0.3 s (worker-2:0)");
     assert!(matches!(errors.1, Err(CommError::Timeout { rank: 2, .. })));
 }
 
@@ -368,7 +394,8 @@ async fn a_silent_rank_is_lost() {
     options.iter_mut().for_each(|o| o.heartbeat_timeout = Duration::from_millis(500));
     let to = listener.local_addr().unwrap();
     let front = TcpListener::bind("127.0.0.1:0").unwrap();
-    options[1].endpoints[0] = front.local_addr().unwrap().to_string();
+    let front_address = front.local_addr().unwrap().to_string();
+    options[1].endpoints[0] = front_address.clone();
     let stalled = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let flag = stalled.clone();
     std::thread::spawn(move || {
@@ -390,8 +417,8 @@ async fn a_silent_rank_is_lost() {
     all(&group, |c| c.barrier("x")).await;
     stalled.store(true, std::sync::atomic::Ordering::SeqCst);
     let (a, b) = futures::join!(group[0].barrier("y"), group[1].barrier("y"));
-    assert_eq!(a.unwrap_err().to_string(), "rank 1 lost: nothing was heard of it for 0.5 s");
-    assert_eq!(b.unwrap_err().to_string(), "rank 0 lost: nothing was heard of it for 0.5 s");
+    assert_eq!(a.unwrap_err().to_string(), "rank 1 lost: nothing was heard of it for 0.5 s (worker-1:0)");
+    assert_eq!(b.unwrap_err().to_string(), format!("rank 0 lost: nothing was heard of it for 0.5 s ({front_address})"));
 }
 
 /// A group in which places may be taken again, with one rank per vector entry.

@@ -225,6 +225,19 @@ fn a_graph_with_collectives_goes_on_from_the_round_that_all_have() {
 }
 
 #[test]
+fn a_worker_that_hangs_is_named_with_its_address_within_the_timeout_that_was_asked_for() {
+    for rewrite in [&["--all-reduce", "prob=max"][..], &[]] {
+        let field = Field::new(rewrite);
+        let mut job = field.start(&["--worker_num", "2", "--rpc-timeout", "4"]);
+        field.wait_for(1, 16, &mut job);
+        let (pids, since) = (children(job.id()), Instant::now());
+        hit(&job, "w1", "-STOP");
+        let error = fails_soon(job, since, pids, 1);
+        assert!(error.contains("rank 1 lost: nothing was heard of it for 3 s (127.0.0.1:"), "{error}");
+    }
+}
+
+#[test]
 fn without_restarts_left_the_dead_one_is_named_and_the_job_can_go_on_later() {
     let field = Field::new(&[]);
     for (victim, name, workers) in [("s0", "pserver 0", "2"), ("w1", "worker 1", "3"), ("w0", "worker 0", "1")] {

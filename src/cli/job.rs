@@ -61,6 +61,8 @@ pub(super) struct JobArgs {
     #[arg(long, default_value_t = 60.0, value_name = "SECONDS", value_parser = seconds)]
     pub(super) connect_timeout: f64,
     /// Seconds that a lookup may take, reconnects included
+    ///
+    /// A worker that gives no sign of life for this time is lost to the others (for 2.4 seconds at least, 12 at most).
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS", value_parser = seconds)]
     pub(super) rpc_timeout: f64,
     /// Largest message on the wire; larger requests are split

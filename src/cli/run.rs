@@ -206,14 +206,47 @@ fn has_collectives(model: &Model) -> bool {
     model.graphs().iter().any(|g| g.ops().iter().any(|&id| g.node(id).op().is_some_and(is)))
 }
 
+/// How long a worker may give no sign of life. It is noticed a fifth later at most: within --rpc-timeout.
+fn silence(rpc_timeout: f64) -> Duration {
+    Duration::from_secs_f64((rpc_timeout * 0.75).clamp(2.0, 10.0))
+}
+
+/// Where a worker other than 0 listens for the others: at its endpoint, if it has one of its own that can be bound. Without, the
+/// group takes a port at the address by which worker 0 is reached.
+fn listen_for_peers(rank: usize, workers: &[String], bind: &str, open: bool) -> anyhow::Result<Option<TcpListener>> {
+    // Worker 0's address tells on which network the workers meet.
+    if !open && !workers[0].to_socket_addrs().is_ok_and(|mut all| all.all(|a| a.ip().is_loopback())) {
+        let text = "workers of this graph listen for each other, and not on loopback: give --token-file, or --insecure to serve anybody";
+        return Err(usage(text));
+    }
+    let others = || workers.iter().filter(|w| **w != workers[rank]).map(String::as_str);
+    let own = workers[rank] != workers[0] && !bind.ends_with(":0");
+    if !own || endpoints::reachable(bind, others(), &System).is_err() {
+        return Ok(None);
+    }
+    match listen(bind, open) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(e) => {
+            tracing::warn!("{e:#}; listening for the other workers on another port");
+            Ok(None)
+        }
+    }
+}
+
 fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bind: &str) -> anyhow::Result<()> {
     let (mut manifest, model) = open_deployment(&args.model)?;
     args.job.policies(&mut manifest);
     let runtime = runtime()?;
-    let mut listener = inherited_listener()?.filter(|_| rank == 0);
-    if listener.is_none() && rank == 0 && workers.len() > 1 {
-        endpoints::reachable(bind, workers[1..].iter().map(String::as_str), &System).map_err(usage)?;
-        listener = Some(listen(bind, args.job.token()?.is_some() || args.job.insecure)?);
+    let collectives = has_collectives(&model);
+    let open = args.job.token()?.is_some() || args.job.insecure;
+    let mut listener = inherited_listener()?;
+    if listener.is_none() && workers.len() > 1 {
+        if rank == 0 {
+            endpoints::reachable(bind, workers[1..].iter().map(String::as_str), &System).map_err(usage)?;
+            listener = Some(listen(bind, open)?);
+        } else if collectives {
+            listener = listen_for_peers(rank, &workers, bind, open)?;
+        }
     }
     let own = args.parts.clone().or_else(|| args.job.parts());
     if own.is_none() && args.job.resume {
@@ -225,24 +258,25 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
         resume: args.job.resume,
         identity: args.job.identity(&manifest.plan_id, &manifest.fingerprint)?,
     };
-    let collectives = has_collectives(&model);
     let mut group = GroupOptions {
         plan_id: manifest.plan_id.clone(),
         fingerprint: manifest.fingerprint.clone(),
         token: args.job.token()?,
         connect_timeout: Duration::from_secs_f64(args.job.connect_timeout),
         max_frame: args.job.max_frame as usize,
+        heartbeat_timeout: silence(args.job.rpc_timeout),
         rejoin: args.rejoin,
         late: !collectives && std::env::var_os(RESTARTED_ENV).is_some(),
         ..GroupOptions::new(rank, workers)
     };
     if !collectives {
+        // What is brought to rank 0 in the end is for rank 0.
+        group.direct_from = usize::MAX;
         // A worker that is done waits for the others as long as they are alive, which heartbeats tell.
         group.timeout = Duration::from_secs(30 * 24 * 3600);
     }
     let watch = Arc::new(WorkerWatch::default());
     if let Some(address) = &args.metrics_addr {
-        let open = args.job.token()?.is_some() || args.job.insecure;
         monitor::worker(address, open, (rank, manifest.plan_id.clone()), args.job.batch_size, watch.clone())?;
     }
     let mut ids = Ids::default();

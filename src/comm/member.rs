@@ -1,6 +1,6 @@
 //! One rank's side of a group, whatever carries its contributions: numbers the calls and turns tensors into bytes and back.
 
-use super::rendezvous::{Answer, Ask, Op, Output, Turn};
+use super::call::{Answer, Ask, Op, Output, Turn};
 use super::{Comm, CommError, CommFuture, ReduceOp};
 use crate::tensor::{DType, Shape, Tensor};
 use bytes::Bytes;

@@ -1,5 +1,6 @@
 //! Collectives between the workers of a job.
 
+mod call;
 mod local;
 mod member;
 mod reduce;
@@ -70,6 +71,10 @@ pub trait Comm: Send + Sync + fmt::Debug {
 /// How the detail of a loss begins where a rank may still be there, but gives no sign of life.
 pub const SILENT: &str = "nothing was heard of it";
 
+fn place(endpoint: &str) -> String {
+    if endpoint.is_empty() { String::new() } else { format!(" ({endpoint})") }
+}
+
 /// Why a collective failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommError {
@@ -85,10 +90,12 @@ pub enum CommError {
         detail: String,
     },
     /// A collective ran past its deadline.
-    #[error("rank {rank} did not take part in \"{name}\" within {seconds} s")]
+    #[error("rank {rank} did not take part in \"{name}\" within {seconds} s{}", place(endpoint))]
     Timeout {
         /// The rank that was waited for.
         rank: usize,
+        /// Where it is, if that is known.
+        endpoint: String,
         /// The collective's name.
         name: String,
         /// The deadline, in seconds.

@@ -72,6 +72,7 @@ pub(crate) struct Framed<S, C> {
     end: usize,
     arriving: Option<Arriving>,
     frames_read: u64,
+    ended: bool,
     outbox: Vec<u8>,
     body: Bytes,
     written: usize,
@@ -93,6 +94,7 @@ impl<S, C: Codec> Framed<S, C> {
             end: 0,
             arriving: None,
             frames_read: 0,
+            ended: false,
             outbox,
             body: Bytes::new(),
             written: 0,
@@ -108,6 +110,11 @@ impl<S, C: Codec> Framed<S, C> {
     /// Which frame is under way, if one has been read in part.
     pub(crate) fn partial(&self) -> Option<u64> {
         (self.arriving.is_some() || self.start < self.end).then_some(self.frames_read)
+    }
+
+    /// Whether the peer has closed the stream.
+    pub(crate) fn ended(&self) -> bool {
+        self.ended
     }
 
     /// The sizes of the frame at the front of the inbox, once its prefix is there.
@@ -190,7 +197,10 @@ impl<S: AsyncRead + Unpin, C: Codec + Unpin> Stream for Framed<S, C> {
             let mut room = ReadBuf::new(&mut this.inbox[this.end..]);
             ready!(Pin::new(&mut this.stream).poll_read(cx, &mut room))?;
             match room.filled().len() {
-                0 if this.end == 0 => return Poll::Ready(None),
+                0 if this.end == 0 => {
+                    this.ended = true;
+                    return Poll::Ready(None);
+                }
                 0 => return early(),
                 n => this.end += n,
             }

@@ -13,6 +13,8 @@ pub(crate) enum Role {
     Control,
     /// A rank of a group of workers; plan, fingerprint and size must agree.
     Rank,
+    /// A rank that fetches from another what it holds for a collective; likewise.
+    Peer,
 }
 
 /// Who a process is, for its peers to compare with who they are.
@@ -51,6 +53,7 @@ impl Hello {
             Role::Worker => 0,
             Role::Control => 1,
             Role::Rank => 2,
+            Role::Peer => 3,
         });
         out.put_u32_le(self.index);
         out.put_u32_le(self.identity.size);
@@ -66,6 +69,7 @@ impl Hello {
             0 => Role::Worker,
             1 => Role::Control,
             2 => Role::Rank,
+            3 => Role::Peer,
             other => return Err(super::invalid(format!("unknown role {other}"))),
         };
         let (index, size, max_frame) = (fields.u32()?, fields.u32()?, fields.u64()?);
@@ -97,7 +101,7 @@ impl Hello {
             return differs("graph fingerprint", &ours.fingerprint, &self.identity.fingerprint);
         }
         if self.identity.size != ours.size {
-            let what = if self.role == Role::Rank { "number of workers" } else { "number of pservers" };
+            let what = if self.role == Role::Worker { "number of pservers" } else { "number of workers" };
             return differs(what, &ours.size.to_string(), &self.identity.size.to_string());
         }
         Ok(())
@@ -144,7 +148,7 @@ mod tests {
         assert_eq!(hello.check(&identity(None)), Ok(()));
         assert_eq!(hello.check(&identity(Some("s"))), Err("a token is required, none was sent".into()));
         hello.protocol = 9;
-        assert_eq!(hello.check(&identity(None)), Err("protocol version 2 here, 9 at the peer".into()));
+        assert_eq!(hello.check(&identity(None)), Err("protocol version 3 here, 9 at the peer".into()));
     }
 
     #[test]

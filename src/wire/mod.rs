@@ -18,7 +18,7 @@ pub(crate) use pool::Pooled;
 use std::time::Duration;
 
 /// The version of the protocol: both sides of a connection must have the same.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// The default limit of a frame, prefix and head included.
 pub const DEFAULT_MAX_FRAME: usize = 64 << 20;

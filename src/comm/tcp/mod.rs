@@ -1,9 +1,16 @@
 //! Groups over TCP. Rank 0 is where the group meets: it runs the server, the other ranks are its clients. Each process
 //! gives its side a thread with a runtime of its own, so that a rank that computes still says that it is alive.
+//!
+//! Small tensors go to rank 0 and come back combined. Of large ones rank 0 hears only what they are; when all ranks agree, the
+//! bytes go from rank to rank ([`GroupOptions::direct_from`]). The bits are the same either way.
 
 mod client;
+mod direct;
+mod door;
 mod frames;
+mod link;
 mod server;
+mod shelf;
 mod wire;
 
 pub use frames::frames_in;
@@ -15,6 +22,9 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+
+/// [`GroupOptions::direct_from`] unless the caller says otherwise.
+const DIRECT_FROM: usize = 64 << 10;
 
 /// How a rank finds its group.
 #[derive(Debug, Clone)]
@@ -37,6 +47,9 @@ pub struct GroupOptions {
     pub heartbeat_timeout: Duration,
     /// The largest frame, in bytes; larger tensors and payloads are split.
     pub max_frame: usize,
+    /// Tensors of so many bytes go from rank to rank instead of to rank 0 and back; what rank 0 has here counts for all. With
+    /// `usize::MAX` none does, and ranks other than 0 listen nowhere.
+    pub direct_from: usize,
     /// Whether a process may take the place of a rank that was lost. It is taken in as long as no collective has begun; after
     /// that the group ends with [`CommError::Lost`], and whoever gets this forms a new one.
     pub rejoin: bool,
@@ -57,6 +70,7 @@ impl GroupOptions {
             timeout: Duration::from_secs(600),
             heartbeat_timeout: Duration::from_secs(10),
             max_frame: DEFAULT_MAX_FRAME,
+            direct_from: DIRECT_FROM,
             rejoin: false,
             late: false,
         }
@@ -66,14 +80,14 @@ impl GroupOptions {
         self.endpoints.len()
     }
 
-    fn hello(&self) -> Hello {
+    fn hello(&self, role: Role, index: usize) -> Hello {
         let identity = Identity {
             plan_id: self.plan_id.clone(),
             fingerprint: self.fingerprint.clone(),
             token: self.token.clone(),
             size: self.size() as u32,
         };
-        Hello::new(Role::Rank, identity, self.rank as u32, self.max_frame)
+        Hello::new(role, identity, index as u32, self.max_frame)
     }
 
     /// Time from one sign of life to the next.
@@ -83,7 +97,8 @@ impl GroupOptions {
 }
 
 /// Forms the group and returns when all ranks are there, in whatever order they start. Rank 0 listens on `listener`, or on
-/// its endpoint if there is none; the others need none. A group of one rank opens no port.
+/// its endpoint if there is none. The others listen for each other on theirs, which is known as their endpoint; without one on a
+/// port of the system's choice, at the address by which they reach rank 0. A group of one rank opens no port.
 ///
 /// # Errors
 /// A rank that is not there within the time, or has another deployment.
@@ -107,25 +122,29 @@ pub async fn connect(options: GroupOptions, listener: Option<TcpListener>) -> Re
         formed.await.unwrap_or_else(|_| Err(ended()))?;
         return Ok(Arc::new(Member::new(rank, size, root)));
     }
-    let branch = client::Branch::start(options, ready)?;
+    let branch = client::Branch::start(options, listener, ready)?;
     formed.await.unwrap_or_else(|_| Err(ended()))?;
     Ok(Arc::new(Member::new(rank, size, branch)))
 }
 
 /// A thread of a group, joined when the last handle is dropped.
 #[derive(Debug)]
-struct Worker(Option<std::thread::JoinHandle<()>>);
+struct Worker {
+    thread: Option<std::thread::JoinHandle<()>>,
+    runtime: tokio::runtime::Handle,
+}
 
 impl Worker {
     fn spawn(run: impl Future<Output = ()> + Send + 'static) -> Result<Self, CommError> {
         let system = |e: std::io::Error| CommError::Invalid(format!("cannot start the thread of the group: {e}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
         let builder = std::thread::Builder::new().name("graphtool-comm".into());
-        Ok(Self(Some(builder.spawn(move || runtime.block_on(run)).map_err(system)?)))
+        let handle = runtime.handle().clone();
+        Ok(Self { thread: Some(builder.spawn(move || runtime.block_on(run)).map_err(system)?), runtime: handle })
     }
 
     fn join(&mut self) {
-        if let Some(thread) = self.0.take() {
+        if let Some(thread) = self.thread.take() {
             _ = thread.join();
         }
     }

@@ -1,49 +1,55 @@
 //! Rank 0's side: takes the other ranks' connections and brings their contributions to the meeting place.
 
-use super::wire::{Answer, Call, OVERHEAD, RootCodec};
+use super::direct::{Control, Peers};
+use super::door::{self, CALLS, Channel, STRANGERS};
+use super::shelf::{self, Shelf};
+use super::wire::{Answer, Call, OVERHEAD};
 use super::{GroupOptions, Worker};
+use crate::comm::call::{self, Ask, Output, Reply, Turn};
 use crate::comm::member::Carrier;
-use crate::comm::rendezvous::{self, Ask, Output, Rendezvous, Turn};
+use crate::comm::rendezvous::Rendezvous;
 use crate::comm::{CommError, SILENT};
-use crate::wire::{Framed, HANDSHAKE_FRAME, Role, causes};
+use crate::wire::{Hello, Role};
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use futures::{SinkExt, StreamExt};
 use std::collections::HashMap;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tarpc::Response;
-use tarpc::server::{BaseChannel, Config};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-/// Time from the start of a connection to the end of its handshake.
-const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Time that answers have to go out when rank 0 leaves.
 const GRACE: Duration = Duration::from_secs(5);
 /// Why a second process in the name of a rank is refused.
 const TAKEN: &str = "is connected already";
-/// Calls of one rank under way at once.
-const CALLS: usize = 256;
-/// Connections that have not shaken hands, at once.
-const STRANGERS: usize = 256;
 
 struct Shared {
-    options: GroupOptions,
+    options: Arc<GroupOptions>,
     meeting: Arc<Rendezvous>,
+    /// What rank 0 itself holds for others.
+    shelf: Arc<Shelf>,
     /// Which ranks are there.
     present: watch::Sender<Vec<bool>>,
     stop: watch::Receiver<bool>,
 }
 
 /// Rank 0.
-#[derive(Debug)]
 pub(super) struct Root {
     meeting: Arc<Rendezvous>,
+    shelf: Arc<Shelf>,
+    peers: Arc<Peers>,
+    direct_from: usize,
     stop: watch::Sender<bool>,
     worker: Worker,
+}
+
+impl std::fmt::Debug for Root {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Root").field("meeting", &self.meeting).finish_non_exhaustive()
+    }
 }
 
 impl Root {
@@ -53,26 +59,53 @@ impl Root {
         options: GroupOptions,
         ready: oneshot::Sender<Result<(), CommError>>,
     ) -> Result<Self, CommError> {
-        let meeting = Arc::new(Rendezvous::new(options.size(), options.timeout));
+        let (options, shelf) = (Arc::new(options), Arc::<Shelf>::default());
+        let meeting = Arc::new(Rendezvous::new(options.size(), options.timeout, options.direct_from));
+        meeting.set_place(0, options.endpoints[0].clone());
+        shelf.enter(meeting.group());
         let mut present = vec![false; options.size()];
         present[0] = true;
         let (stop, stopped) = watch::channel(false);
-        let shared = Arc::new(Shared { options, meeting: meeting.clone(), present: watch::Sender::new(present), stop: stopped });
-        let worker = Worker::spawn(run(listener, shared, ready))?;
-        Ok(Self { meeting, stop, worker })
+        let shared = Shared {
+            options: options.clone(),
+            meeting: meeting.clone(),
+            shelf: shelf.clone(),
+            present: watch::Sender::new(present),
+            stop: stopped,
+        };
+        let worker = Worker::spawn(run(listener, Arc::new(shared), ready))?;
+        let (direct_from, peers) = (options.direct_from, Arc::new(Peers::new(options)));
+        Ok(Self { meeting, shelf, peers, direct_from, stop, worker })
     }
 }
 
 impl Carrier for Root {
-    fn submit(&self, turn: Turn, ask: Ask, bytes: Bytes) -> oneshot::Receiver<rendezvous::Answer> {
-        self.meeting.submit(0, turn, ask, bytes)
+    fn submit(&self, turn: Turn, ask: Ask, bytes: Bytes) -> oneshot::Receiver<call::Answer> {
+        if ask.bytes().is_none() || self.direct_from == usize::MAX {
+            return self.meeting.submit(0, turn, ask, bytes);
+        }
+        let (sender, receiver) = oneshot::channel();
+        let kept = self.shelf.keep(turn, bytes.clone());
+        let (peers, control, runtime) = (self.peers.clone(), Control::Here(self.meeting.clone()), self.worker.runtime.clone());
+        let (own, asked) = (bytes.clone(), ask.clone());
+        // The thread of the group brings the bytes, whether or not the caller waits for them yet.
+        let answer = Reply(Box::new(move |answer| match answer {
+            Ok(Output::Direct(plan)) => {
+                _ = runtime.spawn(async move {
+                    _ = sender.send(peers.run(&control, (turn, &asked, &plan), own, kept).await);
+                });
+            }
+            other => _ = sender.send(other),
+        }));
+        self.meeting.submit_to(0, turn, ask, bytes, answer);
+        receiver
     }
 }
 
 impl Drop for Root {
     fn drop(&mut self) {
         // The others cannot go on without the meeting place.
-        self.meeting.fail(CommError::Lost { rank: 0, detail: "it has left the group".into() });
+        self.meeting.leave(0);
         self.stop.send_replace(true);
         self.worker.join();
     }
@@ -102,7 +135,7 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, ready: oneshot::Sender<
             _ = present.changed() => {}
             now = tick.tick() => shared.meeting.expire(now.into_std()),
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) if tasks.len() < o.size() + STRANGERS => _ = tasks.spawn(connection(stream, shared.clone())),
+                Ok((stream, _)) if tasks.len() < 2 * o.size() + STRANGERS => _ = tasks.spawn(connection(stream, shared.clone())),
                 Ok(_) => {}
                 Err(e) => {
                     tracing::warn!("cannot accept a connection: {e}");
@@ -133,20 +166,42 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, ready: oneshot::Sender<
     }
 }
 
-type Channel = BaseChannel<Call, Answer, Framed<TcpStream, RootCodec>>;
-
 async fn connection(stream: TcpStream, shared: Arc<Shared>) {
-    let peer = stream.peer_addr();
-    let (mut channel, rank) = match greet(stream, &shared).await {
-        Ok(greeted) => greeted,
-        Err(e) => return tracing::debug!("connection of {peer:?} ended: {e}"),
-    };
-    let why = match converse(&mut channel, rank, &shared).await {
+    let address = stream.peer_addr();
+    if let Err(e) = receive(stream, &shared).await {
+        tracing::debug!("connection of {address:?} ended: {e}");
+    }
+}
+
+async fn receive(stream: TcpStream, shared: &Shared) -> Result<(), String> {
+    let address = stream.peer_addr().map_err(|e| e.to_string())?.to_string();
+    let (mut channel, id, hello) = door::knock(stream).await?;
+    if hello.as_ref().is_ok_and(|hello| hello.role == Role::Peer) {
+        let checked = hello.and_then(|hello| hello.check(&shared.options.hello(Role::Peer, 0).identity));
+        let group = checked.as_ref().map(|()| shared.meeting.group()).map_err(String::as_str);
+        let open = door::open(&mut channel, id, group, &shared.options).await;
+        checked?;
+        if !open {
+            return Ok(());
+        }
+        // Nobody is done before all have what they need, so that nothing is cut off here.
+        let mut stop = shared.stop.clone();
+        return tokio::select! {
+            served = shelf::serve(&mut channel, &shared.shelf, &shared.options) => served,
+            _ = stop.wait_for(|stop| *stop) => Ok(()),
+        };
+    }
+    let rank = greet(&mut channel, id, hello, shared).await?;
+    // Where several ranks have the endpoint of the first, none is told from it.
+    let endpoint = Some(&shared.options.endpoints[rank]).filter(|e| **e != shared.options.endpoints[0]);
+    shared.meeting.set_place(rank, endpoint.cloned().unwrap_or(address));
+    let why = match converse(&mut channel, rank, shared).await {
         Ok(()) => "its connection was closed".to_string(),
         Err(e) => e,
     };
     tracing::debug!("rank {rank} ended: {why}");
-    lost(rank, &why, &shared);
+    lost(rank, &why, shared);
+    Ok(())
 }
 
 /// Notes that the process of a rank is gone; where another may come, its place is free.
@@ -159,18 +214,9 @@ fn lost(rank: usize, why: &str, shared: &Shared) {
 
 /// The handshake. A rank is taken in once; who comes in its name later is refused, or told to come again by an end without an
 /// answer where a process may take the place of another.
-async fn greet(stream: TcpStream, shared: &Shared) -> Result<(Channel, usize), String> {
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    let mut channel: Channel = BaseChannel::new(Config::default(), Framed::new(stream, RootCodec::new(), HANDSHAKE_FRAME));
-    let first = match tokio::time::timeout(HANDSHAKE, channel.next()).await {
-        Ok(Some(first)) => first.map_err(|e| causes(&e))?.request,
-        Ok(None) => return Err("closed before the handshake".into()),
-        Err(_) => return Err("no handshake in time".into()),
-    };
-    let checked = match &first.message {
-        Call::Hello(hello) => hello.check(&shared.options.hello().identity).and_then(|()| admit(hello.role, hello.index as usize, shared)),
-        _ => Err("the first call of a connection is the handshake".into()),
-    };
+async fn greet(channel: &mut Channel, id: u64, hello: Result<Hello, String>, shared: &Shared) -> Result<usize, String> {
+    let identity = shared.options.hello(Role::Rank, 0).identity;
+    let checked = hello.and_then(|hello| hello.check(&identity).and_then(|()| admit(hello.role, hello.index as usize, shared)));
     if let Ok(rank) = checked
         && !shared.meeting.readmit(rank)
     {
@@ -180,23 +226,14 @@ async fn greet(stream: TcpStream, shared: &Shared) -> Result<(Channel, usize), S
     if shared.options.rejoin && checked.as_ref().is_err_and(|why| why.ends_with(TAKEN)) {
         return Err("its place is not free yet".into());
     }
-    let answer = match &checked {
-        Ok(_) => Answer::Welcome(shared.options.max_frame as u64),
-        Err(why) => Answer::Refused(why.clone()),
-    };
-    let sent = channel.send(Response { request_id: first.id, message: Ok(answer) });
-    match (checked, tokio::time::timeout(HANDSHAKE, sent).await) {
-        (Err(why), _) => Err(why),
-        (Ok(rank), Ok(Ok(()))) => {
-            let max = shared.options.max_frame;
-            std::pin::Pin::new(&mut channel).get_pin_ref().set_limits(max, max);
-            Ok((channel, rank))
-        }
-        (Ok(rank), _) => {
-            lost(rank, "its connection was closed", shared);
-            Err("closed in the handshake".into())
-        }
+    let group = checked.as_ref().map(|_| shared.meeting.group()).map_err(String::as_str);
+    let open = door::open(channel, id, group, &shared.options).await;
+    let rank = checked?;
+    if !open {
+        lost(rank, "its connection was closed", shared);
+        return Err("closed in the handshake".into());
     }
+    Ok(rank)
 }
 
 fn admit(role: Role, rank: usize, shared: &Shared) -> Result<usize, String> {
@@ -234,20 +271,16 @@ async fn converse(channel: &mut Channel, rank: usize, shared: &Shared) -> Result
             return Ok(());
         }
         tokio::select! {
-            next = channel.next(), if calls.len() < CALLS => {
+            next = door::next(channel), if calls.len() < CALLS => {
                 let Some(next) = next else { return Ok(()) };
-                let request = next.map_err(|e| causes(&e))?.request;
+                let request = next?;
                 heard = Instant::now();
                 let answer = answer(rank, shared, &parts, request.message);
                 let id = request.id;
                 calls.push(async move { (id, answer.await) });
             }
             Some((request_id, answer)) = calls.next(), if !calls.is_empty() => {
-                let sent = channel.send(Response { request_id, message: Ok(answer) });
-                match tokio::time::timeout(silence.max(Duration::from_secs(30)), sent).await {
-                    Ok(sent) => sent.map_err(|e| causes(&e))?,
-                    Err(_) => return Err("it did not take its answer in time".into()),
-                }
+                door::send(channel, request_id, answer, silence).await?;
                 // A large answer takes its time, in which nothing is read.
                 heard = Instant::now();
             }
@@ -295,11 +328,26 @@ async fn answer(rank: usize, shared: &Shared, parts: &Mutex<Parts>, call: Call) 
                     }
                     Answer::Tensor(dtype, shape, len, first)
                 }
+                Ok(Ok(Output::Direct(plan))) => Answer::Direct(plan),
                 Ok(Ok(_)) => Answer::Done,
                 Ok(Err(e)) => Answer::Failed(e),
                 Err(_) => Answer::Failed(shared.meeting.failure()),
             }
         }
+        Call::Listen(address) => {
+            shared.meeting.set_address(rank, address);
+            Answer::Done
+        }
+        Call::Follow(turn) => match shared.meeting.follow(turn).await {
+            Ok(Ok(_)) => Answer::Done,
+            Ok(Err(e)) => Answer::Failed(e),
+            Err(_) => Answer::Failed(shared.meeting.failure()),
+        },
+        Call::Finish(turn, error) => {
+            shared.meeting.finish(rank, turn, error);
+            Answer::Done
+        }
+        Call::Fetch(_) => Answer::Refused("a rank fetches on a connection of its own".into()),
         Call::More(turn, from) => {
             let mut parts = lock();
             let key = (turn.epoch, turn.seq);

@@ -1,7 +1,7 @@
-//! The messages between the ranks and rank 0. Tensors travel as bodies; what is over the frame limit travels in parts, up
-//! before the collective itself and down after its answer.
+//! The messages between the ranks and rank 0, and between any two ranks. Tensors travel as bodies; what is over the frame
+//! limit travels in parts, up before the collective itself and down after its answer.
 
-use crate::comm::rendezvous::{Ask, Op, Turn};
+use crate::comm::call::{Ask, Op, Party, Plan, Turn};
 use crate::comm::{CommError, ReduceOp};
 use crate::tensor::{DType, Shape};
 use crate::wire::{Body, Codec, Fields, Hello, Pooled, invalid, put_str};
@@ -11,10 +11,22 @@ use std::time::{Duration, Instant};
 use tarpc::context::{self, Context};
 use tarpc::{ClientMessage, RequestName, Response, ServerError};
 
-/// What a rank asks of rank 0.
+/// Some of the bytes that a rank holds for a collective.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fetch {
+    pub(super) group: u64,
+    pub(super) turn: Turn,
+    pub(super) stage: u8,
+    pub(super) from: u64,
+    pub(super) len: u64,
+}
+
+/// What a rank asks of rank 0, or of another.
 #[derive(Debug, Clone)]
 pub(super) enum Call {
     Hello(Hello),
+    /// Where this rank listens for the others.
+    Listen(String),
     /// Answered when all ranks are there.
     Form,
     /// Bytes that belong before those of the collective.
@@ -22,6 +34,12 @@ pub(super) enum Call {
     Collective(Turn, Ask, Bytes),
     /// The bytes of the answer from an offset on.
     More(Turn, u64),
+    /// Answered when all are done with a collective whose bytes go from rank to rank.
+    Follow(Turn),
+    /// That this rank is done with it, or why it cannot be.
+    Finish(Turn, Option<CommError>),
+    /// To any rank: bytes that it holds.
+    Fetch(Fetch),
     Ping,
 }
 
@@ -33,17 +51,33 @@ impl RequestName for Call {
             Call::Part(..) => "part",
             Call::Collective(..) => "collective",
             Call::More(..) => "more",
+            Call::Follow(_) => "follow",
+            Call::Finish(..) => "finish",
+            Call::Fetch(_) => "fetch",
+            Call::Listen(_) => "listen",
             Call::Ping => "ping",
         }
     }
 }
 
-/// What rank 0 answers.
+/// What a rank says of itself, once it knows who asks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Welcome {
+    pub(super) max_frame: u64,
+    /// From how many bytes on tensors go from rank to rank.
+    pub(super) direct_from: u64,
+    pub(super) group: u64,
+}
+
+/// What rank 0 answers, or any other.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// The frame limit of rank 0.
-    Welcome(u64),
+    Welcome(Welcome),
     Done,
+    /// The ranks have agreed and bring the bytes to each other.
+    Direct(Plan),
+    /// The bytes are not there yet.
+    Later,
     /// A tensor of so many bytes, and the first of them.
     Tensor(DType, Shape, u64, Bytes),
     More(Bytes),
@@ -111,6 +145,22 @@ fn dtype_and_shape(f: &mut Fields<'_>) -> io::Result<(DType, Shape)> {
     Ok((dtype, shape))
 }
 
+fn put_plan(head: &mut Vec<u8>, plan: &Plan) {
+    head.put_u64_le(plan.group);
+    head.put_u32_le(plan.members.len() as u32);
+    for member in &plan.members {
+        head.put_u32_le(member.rank as u32);
+        head.put_u64_le(member.along as u64);
+        put_str(head, &member.address);
+    }
+}
+
+fn plan(f: &mut Fields<'_>) -> io::Result<Plan> {
+    let (group, count) = (f.u64()?, f.count(16)?);
+    let member = |f: &mut Fields<'_>| Ok(Party { rank: f.u32()? as usize, along: f.u64()? as usize, address: f.str()? });
+    Ok(Plan { group, members: (0..count).map(|_| member(f)).collect::<io::Result<_>>()? })
+}
+
 /// The side of the ranks.
 pub(super) struct RankCodec;
 
@@ -135,6 +185,10 @@ impl Codec for RankCodec {
             Call::Collective(..) => 3,
             Call::More(..) => 4,
             Call::Ping => 5,
+            Call::Listen(_) => 6,
+            Call::Follow(_) => 7,
+            Call::Finish(..) => 8,
+            Call::Fetch(_) => 9,
         };
         head.put_u8(kind);
         head.put_u64_le(request.id);
@@ -157,6 +211,20 @@ impl Codec for RankCodec {
                 put_turn(head, turn);
                 head.put_u64_le(from);
             }
+            Call::Listen(address) => put_str(head, &address),
+            Call::Follow(turn) => put_turn(head, turn),
+            Call::Finish(turn, error) => {
+                put_turn(head, turn);
+                head.put_u8(u8::from(error.is_some()));
+                error.iter().for_each(|e| put_error(head, e));
+            }
+            Call::Fetch(fetch) => {
+                head.put_u64_le(fetch.group);
+                put_turn(head, fetch.turn);
+                head.put_u8(fetch.stage);
+                head.put_u64_le(fetch.from);
+                head.put_u64_le(fetch.len);
+            }
             Call::Form | Call::Ping => {}
         }
         Ok(Body::Whole(Bytes::new()))
@@ -166,7 +234,7 @@ impl Codec for RankCodec {
         let mut f = Fields(head);
         let (kind, request_id) = (f.u8()?, f.u64()?);
         let answer = match kind {
-            0 => Answer::Welcome(f.u64()?),
+            0 => Answer::Welcome(Welcome { max_frame: f.u64()?, direct_from: f.u64()?, group: f.u64()? }),
             1 => Answer::Done,
             2 => {
                 let (dtype, shape) = dtype_and_shape(&mut f)?;
@@ -175,6 +243,8 @@ impl Codec for RankCodec {
             3 => Answer::More(body.freeze()),
             4 => Answer::Refused(f.str()?),
             5 => Answer::Failed(error(&mut f)?),
+            6 => Answer::Direct(plan(&mut f)?),
+            7 => Answer::Later,
             other => return Err(invalid(format!("unknown answer {other}"))),
         };
         f.end()?;
@@ -200,18 +270,21 @@ impl Codec for RootCodec {
     fn encode(&mut self, item: Self::Out, head: &mut Vec<u8>) -> io::Result<Body> {
         let answer = item.message.unwrap_or_else(|ServerError { detail, .. }| Answer::Failed(CommError::Invalid(detail)));
         let kind = match &answer {
-            Answer::Welcome(_) => 0,
+            Answer::Welcome(..) => 0,
             Answer::Done => 1,
             Answer::Tensor(..) => 2,
             Answer::More(_) => 3,
             Answer::Refused(_) => 4,
             Answer::Failed(_) => 5,
+            Answer::Direct(_) => 6,
+            Answer::Later => 7,
         };
         head.put_u8(kind);
         head.put_u64_le(item.request_id);
         match answer {
-            Answer::Welcome(max_frame) => head.put_u64_le(max_frame),
-            Answer::Done => {}
+            Answer::Welcome(w) => [w.max_frame, w.direct_from, w.group].into_iter().for_each(|n| head.put_u64_le(n)),
+            Answer::Done | Answer::Later => {}
+            Answer::Direct(plan) => put_plan(head, &plan),
             Answer::Tensor(dtype, shape, len, bytes) => {
                 put_type(head, dtype, &shape);
                 head.put_u64_le(len);
@@ -243,6 +316,17 @@ impl Codec for RootCodec {
             }
             4 => Call::More(turn(&mut f)?, f.u64()?),
             5 => Call::Ping,
+            6 => Call::Listen(f.str()?),
+            7 => Call::Follow(turn(&mut f)?),
+            8 => {
+                let turn = turn(&mut f)?;
+                let failed = f.u8()? != 0;
+                Call::Finish(turn, failed.then(|| error(&mut f)).transpose()?)
+            }
+            9 => {
+                let (group, turn, stage) = (f.u64()?, turn(&mut f)?, f.u8()?);
+                Call::Fetch(Fetch { group, turn, stage, from: f.u64()?, len: f.u64()? })
+            }
             other => return Err(invalid(format!("unknown call {other}"))),
         };
         f.end()?;
@@ -254,7 +338,7 @@ fn put_error(head: &mut Vec<u8>, error: &CommError) {
     let (kind, rank, first, second, seconds) = match error {
         CommError::Mismatch(text) => (0, 0, text.as_str(), "", 0.0),
         CommError::Lost { rank, detail } => (1, *rank, detail.as_str(), "", 0.0),
-        CommError::Timeout { rank, name, seconds } => (2, *rank, name.as_str(), "", *seconds),
+        CommError::Timeout { rank, endpoint, name, seconds } => (2, *rank, name.as_str(), endpoint.as_str(), *seconds),
         CommError::Unavailable { endpoint, detail } => (3, 0, endpoint.as_str(), detail.as_str(), 0.0),
         CommError::Refused { endpoint, detail } => (4, 0, endpoint.as_str(), detail.as_str(), 0.0),
         CommError::Invalid(text) => (5, 0, text.as_str(), "", 0.0),
@@ -271,7 +355,7 @@ fn error(f: &mut Fields<'_>) -> io::Result<CommError> {
     Ok(match kind {
         0 => CommError::Mismatch(first),
         1 => CommError::Lost { rank, detail: first },
-        2 => CommError::Timeout { rank, name: first, seconds },
+        2 => CommError::Timeout { rank, endpoint: second, name: first, seconds },
         3 => CommError::Unavailable { endpoint: first, detail: second },
         4 => CommError::Refused { endpoint: first, detail: second },
         5 => CommError::Invalid(first),

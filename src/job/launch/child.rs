@@ -27,7 +27,7 @@ pub(super) struct Child {
 }
 
 /// Whoever is younger cannot have been silent for as long as it takes to be noticed.
-const YOUNG: Duration = Duration::from_secs(5);
+const YOUNG: Duration = Duration::from_secs(2);
 
 impl Child {
     pub fn new(is_worker: bool, index: usize, endpoint: String, socket: TcpListener, logs: &Path) -> Self {

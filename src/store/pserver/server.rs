@@ -262,7 +262,7 @@ fn check_index(hello: &Hello, shared: &Shared) -> Result<(), String> {
         Role::Control => Ok(()),
         Role::Worker if ours == theirs => Ok(()),
         Role::Worker => Err(format!("pserver index {ours} here, {theirs} at the peer; are the endpoints in the same order everywhere?")),
-        Role::Rank => Err("this is a pserver, not a worker".into()),
+        Role::Rank | Role::Peer => Err("this is a pserver, not a worker".into()),
     }
 }
 
