@@ -13,6 +13,7 @@ mod import_tables;
 mod inspect;
 mod job;
 mod launch;
+mod lookup;
 mod merge;
 mod monitor;
 mod optimize;
@@ -58,6 +59,7 @@ enum Command {
     ImportTables(import_tables::Args),
     Inspect(inspect::Args),
     Launch(launch::Args),
+    Lookup(lookup::Args),
     Merge(merge::Args),
     Optimize(optimize::Args),
     Passes(passes::Args),
@@ -149,6 +151,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::ImportTables(a) => import_tables::run(a),
         Command::Inspect(a) => inspect::run(a),
         Command::Launch(a) => launch::run(a),
+        Command::Lookup(a) => lookup::run(a),
         Command::Merge(a) => merge::run(a),
         Command::Optimize(a) => optimize::run(a),
         Command::Passes(a) => passes::run(a),

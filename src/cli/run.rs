@@ -17,7 +17,7 @@ use crate::store::{self, Fallback, ServeOptions, ServerWatch, Shards, Store, Tim
 use crate::{deploy, formats};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -76,6 +76,9 @@ pub(super) struct Args {
     /// Ids that a pserver takes in one request; workers split theirs
     #[arg(long, default_value_t = 1 << 20, value_name = "COUNT")]
     max_ids: usize,
+    /// Whether the rows of lookups are what is computed.
+    #[arg(skip)]
+    lookups: bool,
     /// Let a client stop this pserver
     #[arg(long, hide = true)]
     remote_shutdown: bool,
@@ -88,6 +91,33 @@ pub(super) struct Args {
     /// Where worker 0 writes the last lines of the job
     #[arg(long, hide = true)]
     report: Option<PathBuf>,
+}
+
+/// The rows of all lookups, from the shards in `dir` or from `servers`.
+pub(super) fn lookups(dir: PathBuf, job: JobArgs, servers: Vec<String>) -> anyhow::Result<()> {
+    let alone = "127.0.0.1:0".to_owned();
+    let args = Args {
+        model: dir,
+        job,
+        role: None,
+        servers: Vec::new(),
+        workers: Vec::new(),
+        rank: None,
+        index: None,
+        host: None,
+        port: None,
+        rejoin: false,
+        metrics_addr: None,
+        max_connections: 0,
+        max_in_flight: 0,
+        max_ids: 0,
+        lookups: true,
+        remote_shutdown: false,
+        dynamic: false,
+        parts: None,
+        report: None,
+    };
+    if servers.is_empty() { local(&args) } else { worker(&args, 0, vec![alone.clone()], &servers, &alone) }
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
@@ -169,8 +199,8 @@ fn runtime() -> anyhow::Result<Runtime> {
 
 fn local(args: &Args) -> anyhow::Result<()> {
     let threads = args.job.threads.unwrap_or(0);
-    if deploy::is_deployment(&args.model) {
-        let (mut manifest, model) = deploy::open(&args.model)?;
+    if args.lookups || deploy::is_deployment(&args.model) {
+        let (mut manifest, model) = open_deployment(args)?;
         args.job.policies(&mut manifest);
         let manifest = Arc::new(manifest);
         let shards = Arc::new(Shards::open(&args.model, manifest.clone(), |_| true)?);
@@ -192,11 +222,13 @@ fn local(args: &Args) -> anyhow::Result<()> {
     Ok(job(args, &session, None, None, (&Ids::default(), None))??)
 }
 
-fn open_deployment(path: &Path) -> anyhow::Result<(Manifest, Model)> {
+fn open_deployment(args: &Args) -> anyhow::Result<(Manifest, Model)> {
+    let path = &args.model;
     if !deploy::is_deployment(path) {
-        anyhow::bail!("{}: workers and pservers need a deployment directory; make one by `graphtool rewrite`", path.display());
+        let who = if args.lookups { "lookups" } else { "workers and pservers" };
+        anyhow::bail!("{}: {who} need a deployment directory; make one by `graphtool rewrite`", path.display());
     }
-    Ok(deploy::open(path)?)
+    Ok(if args.lookups { deploy::open_lookups(path)? } else { deploy::open(path)? })
 }
 
 /// Whether the graph has collectives.
@@ -234,7 +266,7 @@ fn listen_for_peers(rank: usize, workers: &[String], bind: &str, open: bool) -> 
 }
 
 fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bind: &str) -> anyhow::Result<()> {
-    let (mut manifest, model) = open_deployment(&args.model)?;
+    let (mut manifest, model) = open_deployment(args)?;
     args.job.policies(&mut manifest);
     let runtime = runtime()?;
     let collectives = has_collectives(&model);

@@ -33,7 +33,9 @@ pub(super) fn split(model: &Model) -> Result<Parts, DeployError> {
     }
     dense.opset_imports.retain(|i| i.domain != DOMAIN);
     let inputs = rows.iter().map(|name| input(&dense, name, &tables[name])).collect();
-    Ok(Parts { lookups: extract(model, &[], &rows)?, dense, inputs })
+    // It takes the data of the whole model, the inputs too that it has no use for.
+    let all: Vec<String> = graph.inputs().iter().map(|id| graph.name_of(id.value(0)).to_owned()).collect();
+    Ok(Parts { lookups: extract(model, &all, &rows)?, dense, inputs })
 }
 
 /// The outputs of a lookup, each with its table.

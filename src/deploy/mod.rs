@@ -81,6 +81,22 @@ pub fn open(dir: &Path) -> Result<(Manifest, Model), DeployError> {
     Ok((manifest, model))
 }
 
+/// The manifest of a deployment directory and the part of its graph that gives the rows of all lookups.
+///
+/// # Errors
+/// As [`open`]; a deployment without that part.
+pub fn open_lookups(dir: &Path) -> Result<(Manifest, Model), DeployError> {
+    let (manifest, path) = (read_manifest(dir)?, dir.join(LOOKUPS));
+    let Some(expected) = manifest.files.get(LOOKUPS) else {
+        return Err(dir_error(dir, format!("it has no {LOOKUPS}: `graphtool rewrite --dense-io` writes one")));
+    };
+    let found = checksum(&path).map_err(|e| dir_error(&path, e))?;
+    if found != *expected {
+        return Err(dir_error(&path, format!("expected checksum {expected}, found {found}")));
+    }
+    Ok((manifest, formats::load(&path)?))
+}
+
 /// Compares every file of a deployment with the manifest: sizes, checksums, files that are missing or too many; and that the
 /// keys of a keyed table lie in their pieces, each once. Returns every fault.
 ///

@@ -345,10 +345,11 @@ async fn a_rank_that_hangs_on_the_way_is_named_with_its_address() {
         for after in [100 << 10, 3 * MIB] {
             let (address, errors) = cut(victim, after, true).await;
             for e in errors {
-                // Where it is rank 0 that hangs, the end of its connections may be seen first.
+                // On a busy machine the rank that hangs may miss the others first, and they see the end of its connection.
                 assert!(matches!(e, CommError::Lost { rank, .. } if rank == victim) && e.to_string().contains(&address), "{e} ({address})");
                 let want = format!("rank {victim} lost: nothing was heard of it for 0.5 s ({address})");
-                assert!(victim == 0 || e.to_string() == want, "{e} ({address})");
+                let closed = e.to_string().contains("its connection was closed");
+                assert!(victim == 0 || closed || e.to_string() == want, "{e} ({address})");
             }
         }
     }
