@@ -1,10 +1,11 @@
 """graphtool beside ONNX Runtime on the same models, inputs of the same shape and threads, in interleaved rounds.
 
-    python benches/beside_ort.py target/release/graphtool FOLDER [--rounds 7] [--seconds 0.5] [--models dlrm,bert]
+    python benches/beside_ort.py target/release/graphtool FOLDER [--rounds 7] [--seconds 0.5] [--models dlrm,bert] [--write]
 
 Needs the packages onnx, onnxruntime and numpy. FOLDER keeps the models (benches/models.py makes them if they are not there).
 Prints, for each model, batch and number of threads, the samples per second of both and the ratio graphtool / ONNX Runtime
-as min / median / max over the rounds, for wall time and for CPU time of the process.
+as min / median / max over the rounds, for wall time and for CPU time of the process. With --write the table also takes the
+place of the one in benches/README.md.
 """
 
 import argparse
@@ -22,6 +23,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 import models  # noqa: E402
 
 BATCHES = {"sasrec": [1, 16], "bert": [1, 16]}
+BEGIN, END = "<!-- beside_ort.py writes from here -->", "<!-- to here -->"
 
 
 def theirs(session, feeds, batch, seconds):
@@ -52,6 +54,15 @@ def spread(values):
     return f"{min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f}"
 
 
+def write(lines):
+    """Puts lines between the markers of the page beside this file."""
+    page = os.path.join(os.path.dirname(os.path.abspath(__file__)), "README.md")
+    with open(page, encoding="utf-8") as file:
+        before, rest = file.read().split(BEGIN)
+    with open(page, "w", encoding="utf-8") as file:
+        file.write(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1])
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("program")
@@ -59,10 +70,18 @@ def main():
     arguments.add_argument("--rounds", type=int, default=7)
     arguments.add_argument("--seconds", type=float, default=0.5)
     arguments.add_argument("--models", default=",".join(models.MODELS))
+    arguments.add_argument("--write", action="store_true", help="put the table into benches/README.md")
     a = arguments.parse_args()
-    print(f"load {os.getloadavg()[0]:.1f}, ONNX Runtime {onnxruntime.__version__}, {a.rounds} rounds of {a.seconds} s")
-    print("| model | batch | threads | graphtool, samples/s | ONNX Runtime | wall, min / median / max | CPU, min / median / max |")
-    print("|---|---|---|---|---|---|---|")
+    lines = []
+
+    def say(line):
+        print(line, flush=True)
+        lines.append(line)
+
+    say(f"ONNX Runtime {onnxruntime.__version__}, {a.rounds} rounds of {a.seconds} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
+    say("")
+    say("| model | batch | threads | graphtool, samples/s | ONNX Runtime | wall, min / median / max | CPU, min / median / max |")
+    say("|---|---|---|---|---|---|---|")
     for name in a.models.split(","):
         make, rows = models.MODELS[name]
         path = f"{a.folder}/{name}/model.onnx"
@@ -79,7 +98,11 @@ def main():
                 rounds = [(ours(a.program, path, batch, threads, a.seconds), theirs(session, feeds, batch, a.seconds)) for _ in range(a.rounds)]
                 mine, other = (statistics.median(r[i][0] for r in rounds) for i in (0, 1))
                 wall, cpu = ([m[i] / t[i] for m, t in rounds] for i in (0, 1))
-                print(f"| {name} | {batch} | {threads} | {mine:.0f} | {other:.0f} | {spread(wall)} | {spread(cpu)} |", flush=True)
+                say(f"| {name} | {batch} | {threads} | {mine:.0f} | {other:.0f} | {spread(wall)} | {spread(cpu)} |")
+    say("")
+    say(f"Load {os.getloadavg()[0]:.1f} at the end.")
+    if a.write:
+        write(lines)
 
 
 if __name__ == "__main__":

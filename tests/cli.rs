@@ -114,6 +114,50 @@ fn a_cache_changes_no_byte_and_says_what_it_had() {
 }
 
 #[test]
+fn a_profile_has_each_step_lookup_and_wait_of_each_batch() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let dir = tmp.path();
+    let (log, wide) = (small_log(dir), model("widedeep_ts11"));
+    ok(dir, &["rewrite", path(&wide), "-o", "w.dist", "--shards", "2", "--min-bytes", "0"]);
+    let run = |what: &str, more: &[&str]| {
+        ok(dir, &[&["run", what, "--input", path(&log), "--output", "y.npz", "--batch-size", "100"], &BINDS[..], more].concat());
+        std::fs::read(dir.join("y.npz")).expect("outputs")
+    };
+    let plain = run(path(&wide), &[]);
+    for what in [path(&wide), "w.dist"] {
+        assert!(run(what, &["--profile", "trace.json"]) == plain, "a profile changes bytes");
+        let json: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("trace.json")).expect("a trace")).expect("JSON");
+        let events = json["traceEvents"].as_array().expect("events");
+        let tid = |row: &str| {
+            let named = events.iter().find(|e| e["ph"] == "M" && e["name"] == "thread_name" && e["args"]["name"] == row);
+            named.map(|e| e["tid"].as_u64().expect("a number"))
+        };
+        let on = |tid: Option<u64>| events.iter().filter(move |e| e["ph"] == "X" && e["tid"].as_u64() == tid).collect::<Vec<_>>();
+        let span = |e: &serde_json::Value| {
+            let (from, length) = (e["ts"].as_f64().expect("a time"), e["dur"].as_f64().expect("a time"));
+            (from, from + length)
+        };
+        let (batches, steps) = (on(tid("batches")), on(tid("steps")));
+        assert_eq!(batches.len(), 3, "{what}");
+        assert!(!steps.is_empty() && steps.len() % 3 == 0, "{what}: {}", steps.len());
+        for step in &steps {
+            let batch = step["args"]["batch"].as_u64().expect("a batch") as usize;
+            let ((from, to), (first, last)) = (span(step), span(batches[batch]));
+            assert!(first <= from && to <= last, "{step}");
+        }
+        let gemm = steps.iter().find(|e| e["args"]["op"] == "Gemm").expect("a Gemm");
+        assert!(gemm["args"]["outputs"][0].as_str().is_some_and(|s| s.starts_with("float32[100,")), "{gemm}");
+        let lookups: Vec<_> = events.iter().filter(|e| e["args"]["op"].as_str().is_some_and(|op| op.contains("RemoteLookup"))).collect();
+        assert_eq!(lookups.is_empty(), what != "w.dist", "{what}");
+        assert_eq!(on(tid("waits")).len() * 2, lookups.len(), "each lookup is awaited once");
+    }
+    let error = fails(dir, &["run", "w.dist", "--input", path(&log), "--output", "y.npz", "--profile", "no/such/trace.json"], 2);
+    assert!(error.contains("no/such/trace.json"), "{error}");
+    let error = fails(dir, &["run", "w.dist", "--role", "pserver", "--input", "x", "--profile", "t.json"], 2);
+    assert!(error.contains("--profile"), "{error}");
+}
+
+#[test]
 fn a_plain_model_is_rewritten_by_launch() {
     let tmp = tempfile::tempdir().expect("a directory");
     let dir = tmp.path();

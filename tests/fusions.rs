@@ -69,6 +69,41 @@ fn products_take_transposes_bias_and_relu_with_them() {
 }
 
 #[test]
+fn gemms_that_follow_each_other_are_one_step() {
+    let param = |name: &str, shape: &[usize], dtype| {
+        let dims: Vec<String> = shape.iter().map(usize::to_string).collect();
+        format!("  param {name}: {dtype}[{}] = {}\n", dims.join(","), list(&numbers(shape)))
+    };
+    let tower = |dtype: DType, last: &str| {
+        let weights: String =
+            [("a", vec![70, 13]), ("b", vec![70, 33]), ("c", vec![1, 33]), ("p", vec![70]), ("q", vec![33]), ("r", vec![1])]
+                .map(|(name, shape)| param(name, &shape, dtype))
+                .concat();
+        let body = format!(
+            "{weights}  x1 = Gemm(x, a, p) {{transB=1}}\n  x2 = Relu(x1)\n  x3 = Gemm(x2, b, q)\n  x4 = Relu(x3)\n  y = Gemm(x4, c{last}"
+        );
+        graph(&format!("(x: {dtype}) -> (y)"), &body)
+    };
+    for (dtype, last) in [
+        (DType::F32, ", r) {transB=1}"),
+        (DType::F32, ") {transB=1}"),
+        (DType::F32, ", r) {transB=1, alpha=0.5}"),
+        (DType::F32, ", r) {transB=1, beta=2.0}"),
+        (DType::F64, ", r) {transB=1}"),
+    ] {
+        for m in [0, 1, 2, 5, 64, 97, 1000] {
+            check(&tower(dtype, last), &[("x", cast(&numbers(&[m, 13]), dtype).unwrap())]).unwrap();
+        }
+    }
+    for (x, fault) in [(vec![2, 12], "multiply"), (vec![13], "matrices")] {
+        let error = check(&tower(DType::F32, ", r) {transB=1}"), &[("x", numbers(&x))]).unwrap_err().to_string();
+        assert!(error.contains(fault), "{error}");
+    }
+    let error = check(&tower(DType::F32, ", r)"), &[("x", numbers(&[2, 13]))]).unwrap_err().to_string();
+    assert!(error.contains("multiply") && error.contains("\"y\""), "{error}");
+}
+
+#[test]
 fn arithmetic_goes_in_one_walk() {
     let body = "  param c: float32[] = [1.4142135]\n  param one: float32[] = [1.0]\n  param half: float32[1] = [0.5]\n  s = Add(x, b)\n  \
                 d = Div(s, c)\n  e = Erf(d)\n  f = Add(e, one)\n  g = Mul(s, f)\n  h = Mul(g, half)";

@@ -6,7 +6,7 @@ use super::monitor::{self, Ids, WorkerWatch};
 use super::{output, size, usage};
 use crate::comm::{self, Comm, GroupOptions};
 use crate::data;
-use crate::exec::{Options, Session};
+use crate::exec::{Options, Session, Trace};
 use crate::ir::Model;
 use crate::job::endpoints::{self, System};
 use crate::job::launch::{LISTEN_ENV, PARENT_ENV, RESTARTED_ENV};
@@ -17,7 +17,7 @@ use crate::store::{self, Fallback, ServeOptions, ServerWatch, Shards, Store, Tim
 use crate::{deploy, formats};
 use std::net::{TcpListener, ToSocketAddrs};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -79,6 +79,12 @@ pub(super) struct Args {
     /// Whether the rows of lookups are what is computed.
     #[arg(skip)]
     lookups: bool,
+    /// Write where the time of this process goes, as a trace for chrome://tracing or Perfetto
+    ///
+    /// One event for each step, lookup, wait and batch, with the node's name, op and shapes; each lookup has a row of its own,
+    /// beside the rows of steps and of waits for it. For a run in this process, or a worker. Collecting it takes time.
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
     /// Let a client stop this pserver
     #[arg(long, hide = true)]
     remote_shutdown: bool,
@@ -112,6 +118,7 @@ pub(super) fn lookups(dir: PathBuf, job: JobArgs, servers: Vec<String>) -> anyho
         max_in_flight: 0,
         max_ids: 0,
         lookups: true,
+        profile: None,
         remote_shutdown: false,
         dynamic: false,
         parts: None,
@@ -142,6 +149,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     match role {
         Role::Local if args.job.resume => Err(usage("--resume goes on with a job of workers; this run has none")),
         Role::Local if args.metrics_addr.is_some() => Err(usage("--metrics-addr is for a pserver or a worker; this run is neither")),
+        Role::Pserver { .. } if args.profile.is_some() => {
+            Err(usage("--profile is for a run in this process or a worker; this is a pserver"))
+        }
         Role::Local => local(&args),
         Role::Worker { rank, workers, servers, bind } => worker(&args, rank, workers, &servers, &bind),
         Role::Pserver { index, servers, bind, peers } => pserver(&args, index, servers, &bind, &peers),
@@ -199,6 +209,7 @@ fn runtime() -> anyhow::Result<Runtime> {
 
 fn local(args: &Args) -> anyhow::Result<()> {
     let threads = args.job.threads.unwrap_or(0);
+    let trace = trace(args)?;
     if args.lookups || deploy::is_deployment(&args.model) {
         let (mut manifest, model) = open_deployment(args)?;
         args.job.policies(&mut manifest);
@@ -211,15 +222,36 @@ fn local(args: &Args) -> anyhow::Result<()> {
             store = cache.clone();
         }
         let runtime = runtime()?;
-        let options = Options { threads, store: Some(store.clone()), runtime: Some(runtime.handle().clone()), ..Options::default() };
+        let runtime = Some(runtime.handle().clone());
+        let options = Options { threads, store: Some(store.clone()), runtime, trace: trace.clone(), ..Options::default() };
         let session = Session::new(&model, options)?;
-        return Ok(job(args, &session, None, None, (&Ids { store: Some(store), cache, fallback: None }, None))??);
+        job(args, &session, None, None, (&Ids { store: Some(store), cache, fallback: None }, None))??;
+        return write_trace(args, trace.as_deref(), "run", 0);
     }
     if args.job.cache.is_some() {
         return Err(usage("--cache is for the tables of a deployment directory; this is a model file"));
     }
-    let session = Session::new(&formats::load(&args.model)?, Options { threads, ..Options::default() })?;
-    Ok(job(args, &session, None, None, (&Ids::default(), None))??)
+    let session = Session::new(&formats::load(&args.model)?, Options { threads, trace: trace.clone(), ..Options::default() })?;
+    job(args, &session, None, None, (&Ids::default(), None))??;
+    write_trace(args, trace.as_deref(), "run", 0)
+}
+
+/// What collects the profile, if one is wanted; a folder that is not there is told before the work.
+fn trace(args: &Args) -> anyhow::Result<Option<Arc<Trace>>> {
+    let Some(path) = &args.profile else { return Ok(None) };
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.file_name().is_none() || !folder.is_dir() {
+        return Err(usage(format!("--profile {}: it is no file in a folder that is there", path.display())));
+    }
+    Ok(Some(Arc::default()))
+}
+
+fn write_trace(args: &Args, trace: Option<&Trace>, process: &str, pid: usize) -> anyhow::Result<()> {
+    if let (Some(path), Some(trace)) = (&args.profile, trace) {
+        let text = trace.json(process, pid);
+        data::write_file(path, |f| std::io::Write::write_all(f, text.as_bytes()).map_err(data::DataError::io(path)))?;
+    }
+    Ok(())
 }
 
 fn open_deployment(args: &Args) -> anyhow::Result<(Manifest, Model)> {
@@ -333,7 +365,9 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
     let _ = watch.ids.set(ids.clone());
     // A model that cannot be run says so before the group is formed; the group's collectives come after.
     let threads = args.job.threads.unwrap_or(0);
-    let options = Options { threads, store: ids.store.clone(), runtime: Some(runtime.handle().clone()), ..Options::default() };
+    let trace = trace(args)?;
+    let handle = Some(runtime.handle().clone());
+    let options = Options { threads, store: ids.store.clone(), runtime: handle, trace: trace.clone(), ..Options::default() };
     let mut rejoins = 0;
     let result = loop {
         let error = match attempt(args, &model, &options, (&group, &listener), (&parts, collectives), &runtime, (&ids, &watch)) {
@@ -354,7 +388,8 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
     if temporary {
         let _ = remove_parts(&parts.dir);
     }
-    Ok(result??)
+    result??;
+    write_trace(args, trace.as_deref(), &format!("worker {rank}"), rank)
 }
 
 /// Forms the group and does this worker's part, from where it is.

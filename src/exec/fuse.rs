@@ -16,12 +16,20 @@ const MOST_INPUTS: usize = 8;
 pub(super) enum Fusion {
     /// MatMul.
     Product { inputs: [ValueId; 2], around: Around, output: ValueId },
-    /// Gemm and Relu.
-    Gemm { output: ValueId },
+    /// Gemms one after the other, each with the Relu behind it if there is one; the first input goes into the first.
+    Chain { layers: Vec<Layer>, inputs: Vec<ValueId>, output: ValueId },
     /// Elementwise arithmetic.
     Pointwise { group: Group, program: Program },
     /// Concat, and lookups before it.
     LookupConcat { group: Group, parts: Vec<Part> },
+}
+
+/// A Gemm of a chain.
+pub(super) struct Layer {
+    pub(super) gemm: NodeId,
+    pub(super) relu: bool,
+    /// Which inputs of the step are its `B` and `C`.
+    pub(super) operands: (usize, Option<usize>),
 }
 
 /// The position of each node in the order in which they run.
@@ -85,12 +93,8 @@ impl Fusions {
         for &id in order {
             if plain(id, "MatMul") {
                 found.product(graph, id, &plain);
-            } else if plain(id, "Gemm")
-                && reads_weights(graph, id)
-                && let Some(relu) = only_reader(graph, id.value(0)).filter(|&r| plain(r, "Relu"))
-            {
-                found.absorbed.insert(relu);
-                found.at.insert(id, Fusion::Gemm { output: relu.value(0) });
+            } else if plain(id, "Gemm") && !found.absorbed.contains(&id) {
+                found.chain(graph, id, &plain);
             }
         }
         let positions: Order = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
@@ -137,6 +141,27 @@ impl Fusions {
         }
         if !around.is_bare() {
             self.at.insert(id, Fusion::Product { inputs, around, output });
+        }
+    }
+
+    /// The Gemms from `first` on whose other operands are constants, if they and the Relus are more than one node.
+    fn chain(&mut self, graph: &Graph, first: NodeId, plain: &impl Fn(NodeId, &str) -> bool) {
+        let Some(Some(x)) = graph.node(first).inputs().first() else { return };
+        let (mut inputs, mut layers, mut nodes) = (vec![*x], Vec::new(), Vec::new());
+        let (mut output, mut next) = (*x, Some(first));
+        while let Some(gemm) = next.filter(|&n| plain(n, "Gemm") && graph.node(n).inputs()[0] == Some(output) && reads_weights(graph, n)) {
+            let mut operand = |i: usize| graph.node(gemm).inputs().get(i).copied().flatten().map(|v| place(&mut inputs, v));
+            let (Some(b), c) = (operand(1), operand(2)) else { break };
+            output = gemm.value(0);
+            let relu = only_reader(graph, output).filter(|&r| plain(r, "Relu"));
+            layers.push(Layer { gemm, relu: relu.is_some(), operands: (b, c) });
+            nodes.extend([gemm].into_iter().chain(relu));
+            output = relu.map_or(output, |r| r.value(0));
+            next = only_reader(graph, output);
+        }
+        if nodes.len() > 1 {
+            self.absorbed.extend(&nodes[1..]);
+            self.at.insert(first, Fusion::Chain { layers, inputs, output });
         }
     }
 
@@ -283,9 +308,10 @@ fn tensor(graph: &Graph, v: ValueId) -> Option<&Tensor> {
         .or_else(|| graph.node(v.node).op().filter(|op| op.is("Constant")).and_then(|_| graph.node(v.node).attrs.tensor("value").ok()?))
 }
 
-/// Whether the second operand of a Gemm is a constant of floats.
+/// Whether the second operand of a Gemm is a constant of floats, and the third a constant or not there.
 fn reads_weights(graph: &Graph, id: NodeId) -> bool {
-    graph.node(id).inputs().get(1).copied().flatten().and_then(|b| tensor(graph, b)).is_some_and(|b| b.dtype().is_float())
+    let operand = |i: usize| graph.node(id).inputs().get(i).copied().flatten();
+    operand(1).and_then(|b| tensor(graph, b)).is_some_and(|b| b.dtype().is_float()) && operand(2).is_none_or(|c| tensor(graph, c).is_some())
 }
 
 /// What an Add puts to each row of `product`: its other operand, if that is one `f32` for each column.

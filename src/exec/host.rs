@@ -13,6 +13,7 @@ use futures::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Instant;
 
 /// What a host step does.
 #[derive(Debug)]
@@ -98,9 +99,12 @@ impl Host {
         let _context = self.runtime.as_ref().map(tokio::runtime::Handle::enter);
         // A store in this process answers at once; then there is no need to hop.
         match (&mut job).now_or_never() {
-            Some(done) => drop(sender.send(done)),
+            Some(done) => drop(sender.send((done, Instant::now()))),
             None => match &self.runtime {
-                Some(runtime) => drop(runtime.spawn(async move { drop(sender.send(job.await)) })),
+                Some(runtime) => drop(runtime.spawn(async move {
+                    let done = job.await;
+                    drop(sender.send((done, Instant::now())));
+                })),
                 None => return Err("no asynchronous runtime to wait on".into()),
             },
         }

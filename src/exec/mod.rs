@@ -7,9 +7,11 @@ mod plan;
 mod profile;
 mod scheduler;
 mod session;
+mod trace;
 
 pub use profile::Profile;
 pub use session::{Options, Session};
+pub use trace::Trace;
 
 /// Why a model cannot be run, or a run failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,7 @@
 //! come first, what depends on them last, so that they overlap the rest.
 
 use super::ExecError;
-use super::fuse::{Fusion, Fusions, Group};
+use super::fuse::{Fusion, Fusions, Group, Layer};
 use super::host::{self, HostStep};
 use crate::ir::{self, Attr, Attrs, Function, Graph, Kind, Model, NodeId, OpName, OpsetImport, Type, ValueId, opset_version};
 use crate::ops::fused::{Node, Operand, Sequence};
@@ -230,14 +230,7 @@ impl<'m> Compiler<'m> {
         sources: &mut HashMap<ValueId, Source>,
     ) -> Result<(), ExecError> {
         let kernel_of = |node: NodeId, inputs: &[Option<Source>], plan: &Plan, build: &dyn Fn(&OpCtx) -> Result<Kernel, ops::OpError>| {
-            let Some(op) = graph.node(node).op() else { return Err(node_error(graph, node, "it is no operator")) };
-            let def = ops::find(op).ok_or_else(|| node_error(graph, node, "this build has no kernel for the op"))?;
-            let version = self.version(def, op, opsets).map_err(|d| node_error(graph, node, d))?;
-            let found = graph.node(node);
-            def.check_arity(found.inputs().len(), found.outputs.len()).map_err(|d| node_error(graph, node, d))?;
-            let constants: Vec<Option<&Tensor>> = inputs.iter().map(|s| constant(plan, *s)).collect();
-            let cx = OpCtx { op, attrs: &found.attrs, version, inputs: inputs.len(), outputs: &[true], constants: &constants };
-            build(&cx).map_err(|e| node_error(graph, node, e))
+            self.with_context(graph, node, inputs, plan, opsets, build)
         };
         let sequence = |group: &Group, plan: &Plan| -> Result<(Sequence, Vec<Option<Source>>), ExecError> {
             let inputs: Vec<Option<Source>> = group.inputs.iter().map(|v| Some(sources[v])).collect();
@@ -260,9 +253,15 @@ impl<'m> Compiler<'m> {
                 let build = |cx: &OpCtx| ops::fused::build_product(cx, around.take().unwrap_or_default());
                 (kernel_of(id, &inputs, plan, &build)?, inputs, output)
             }
-            Fusion::Gemm { output } => {
-                let inputs: Vec<Option<Source>> = graph.node(id).inputs().iter().map(|v| v.map(|v| sources[&v])).collect();
-                (kernel_of(id, &inputs, plan, &ops::fused::build_gemm_relu)?, inputs, output)
+            Fusion::Chain { layers, inputs, output } => {
+                let inputs: Vec<Option<Source>> = inputs.iter().map(|v| Some(sources[v])).collect();
+                let mut built = Vec::with_capacity(layers.len());
+                for Layer { gemm, relu, operands } in layers {
+                    let own = [None, inputs[operands.0], operands.1.and_then(|c| inputs[c])];
+                    let label = format!("node \"{}\" (Gemm)", graph.node(gemm).label());
+                    built.push(self.with_context(graph, gemm, &own, plan, opsets, |cx| ops::fused::layer(cx, relu, operands, label))?);
+                }
+                (ops::fused::build_chain(built), inputs, output)
             }
             Fusion::Pointwise { group, program } => {
                 let (nodes, inputs) = sequence(&group, plan)?;
@@ -289,6 +288,26 @@ impl<'m> Compiler<'m> {
             free: Vec::new(),
         });
         Ok(())
+    }
+
+    /// Builds from a node's attributes, and those of its inputs that are constants, what runs it.
+    fn with_context<T>(
+        &self,
+        graph: &Graph,
+        node: NodeId,
+        inputs: &[Option<Source>],
+        plan: &Plan,
+        opsets: &[OpsetImport],
+        build: impl FnOnce(&OpCtx) -> Result<T, ops::OpError>,
+    ) -> Result<T, ExecError> {
+        let found = graph.node(node);
+        let Some(op) = found.op() else { return Err(node_error(graph, node, "it is no operator")) };
+        let def = ops::find(op).ok_or_else(|| node_error(graph, node, "this build has no kernel for the op"))?;
+        let version = self.version(def, op, opsets).map_err(|d| node_error(graph, node, d))?;
+        def.check_arity(found.inputs().len(), found.outputs.len()).map_err(|d| node_error(graph, node, d))?;
+        let constants: Vec<Option<&Tensor>> = inputs.iter().map(|s| constant(plan, *s)).collect();
+        let cx = OpCtx { op, attrs: &found.attrs, version, inputs: inputs.len(), outputs: &[true], constants: &constants };
+        build(&cx).map_err(|e| node_error(graph, node, e))
     }
 
     fn version(&self, def: &OpDef, op: &OpName, opsets: &[OpsetImport]) -> Result<i64, String> {
@@ -465,6 +484,11 @@ fn schedule(graph: &Graph) -> Result<Vec<NodeId>, ExecError> {
 }
 
 impl Plan {
+    /// Whether no step has a plan of its own.
+    pub(super) fn is_flat(&self) -> bool {
+        self.steps.iter().all(|s| matches!(s.action, Action::Kernel(_) | Action::Host(_)))
+    }
+
     /// Finds the last reader of each slot.
     fn mark_last_uses(&mut self) {
         let mut seen = vec![false; self.slots];

@@ -6,6 +6,7 @@ use super::control;
 use super::host::Host;
 use super::plan::{Action, Body, Plan, Source, Step};
 use super::profile::Profile;
+use super::trace::{Event, Row, Trace, describe};
 use crate::ops::{Args, OpError, Outputs};
 use crate::tensor::Value;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +16,8 @@ use std::time::Instant;
 /// Iterations of all loops of one run.
 const MAX_ITERATIONS: u64 = 1 << 26;
 
-/// What a host step will give.
-pub(super) type Pending = Receiver<Result<Vec<Value>, String>>;
+/// What a host step will give, and when it was there.
+pub(super) type Pending = Receiver<(Result<Vec<Value>, String>, Instant)>;
 
 /// What the steps of one run share.
 pub(super) struct Run<'a> {
@@ -24,6 +25,10 @@ pub(super) struct Run<'a> {
     pub(super) pool: &'a rayon::ThreadPool,
     pub(super) profile: Option<&'a Profile>,
     pub(super) iterations: AtomicU64,
+    /// Whether all steps run on the thread that called.
+    pub(super) alone: bool,
+    /// Where events go, and the number of the run.
+    pub(super) trace: Option<(&'a Trace, u64)>,
 }
 
 impl Run<'_> {
@@ -35,18 +40,46 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Runs a kernel on the pool. A plan that never waits is on it already.
+    /// Runs a kernel on the pool. A plan that never waits is on it already, and a short run stays where it is.
     fn kernel(&self, plan: &Plan, f: impl FnOnce() -> Result<Outputs, OpError> + Send) -> Result<Outputs, String> {
-        let done = if plan.waits { self.pool.install(f) } else { f() };
+        let done = if plan.waits && !self.alone { self.pool.install(f) } else { f() };
         done.map_err(|e| e.to_string())
+    }
+
+    /// Notes what a step did from `start` on, if that is wanted.
+    fn note(&self, step: &Step, row: Row, (start, end): (Instant, Instant), inputs: Vec<String>, made: &[Value]) {
+        if let Some((trace, batch)) = self.trace {
+            let (name, op, outputs) = (step.label.clone(), step.op.to_string(), describe(made.iter().map(Some)));
+            trace.add(Event { row, name, op, batch, start, end, inputs, outputs });
+        }
+    }
+}
+
+/// A host step under way: its step, what it will give, when it was started and with what.
+struct Waited {
+    step: usize,
+    pending: Pending,
+    start: Instant,
+    inputs: Vec<String>,
+}
+
+impl Waited {
+    /// Waits for it.
+    fn end(self, plan: &Plan, r: &Run) -> Result<Vec<Value>, ExecError> {
+        let (step, asked) = (&plan.steps[self.step], Instant::now());
+        let (done, end) = self.pending.recv().unwrap_or_else(|_| (Err("it was given up".into()), asked));
+        let values = done.map_err(|e| at(step, e))?;
+        r.note(step, Row::Host(step.label.clone()), (self.start, end), self.inputs, &values);
+        r.note(step, Row::Waits, (asked, Instant::now()), Vec::new(), &[]);
+        Ok(values)
     }
 }
 
 struct Env<'p> {
     plan: &'p Plan,
     slots: Vec<Option<Value>>,
-    /// Host steps under way, by step, and the slots that wait for one.
-    pending: Vec<(usize, Pending)>,
+    /// Host steps under way, and the slots that wait for one.
+    pending: Vec<Waited>,
     waiting: Vec<Option<usize>>,
 }
 
@@ -63,13 +96,11 @@ impl Env<'_> {
     }
 
     /// Waits for the host step that makes a slot, if it is still under way.
-    fn settle(&mut self, source: Source) -> Result<(), ExecError> {
+    fn settle(&mut self, source: Source, r: &Run) -> Result<(), ExecError> {
         let Source::Slot(slot) = source else { return Ok(()) };
         let Some(step) = self.waiting.get(slot).copied().flatten() else { return Ok(()) };
-        let Some(at_pending) = self.pending.iter().position(|(s, _)| *s == step) else { return Ok(()) };
-        let (_, receiver) = self.pending.swap_remove(at_pending);
-        let plan = self.plan;
-        let values = receiver.recv().unwrap_or_else(|_| Err("it was given up".into())).map_err(|e| at(&plan.steps[step], e))?;
+        let Some(at_pending) = self.pending.iter().position(|p| p.step == step) else { return Ok(()) };
+        let values = self.pending.swap_remove(at_pending).end(self.plan, r)?;
         self.store(step, values)
     }
 
@@ -89,17 +120,14 @@ impl Env<'_> {
         Ok(())
     }
 
-    fn inputs(&mut self, index: usize) -> Result<Vec<Option<Value>>, ExecError> {
-        let step = &self.plan.steps[index];
-        let mut values = Vec::with_capacity(step.inputs.len());
-        for (source, last) in step.inputs.iter().zip(&step.last) {
-            values.push(match source {
-                None => None,
-                Some(Source::Slot(s)) if *last => self.slots[*s].take(),
-                Some(source) => self.get(*source),
-            });
-        }
-        Ok(values)
+    fn inputs(&mut self, index: usize) -> impl Iterator<Item = Option<Value>> {
+        let plan = self.plan;
+        let step = &plan.steps[index];
+        step.inputs.iter().zip(&step.last).map(|(source, last)| match source {
+            None => None,
+            Some(Source::Slot(s)) if *last => self.slots[*s].take(),
+            Some(source) => self.get(*source),
+        })
     }
 }
 
@@ -112,25 +140,36 @@ pub(super) fn run(plan: &Plan, inputs: Vec<Option<Value>>, r: &Run) -> Result<Ve
     for (index, step) in plan.steps.iter().enumerate() {
         if !env.pending.is_empty() {
             for source in step.inputs.iter().flatten().copied().chain(captures(step)) {
-                env.settle(source)?;
+                env.settle(source, r)?;
             }
         }
-        let start = r.profile.map(|_| Instant::now());
+        let tracing = r.trace.is_some();
+        let start = (tracing || r.profile.is_some()).then(Instant::now);
         match &step.action {
             Action::Host(host) => {
-                let inputs = env.inputs(index)?;
+                let inputs: Vec<Option<Value>> = env.inputs(index).collect();
+                let given = if tracing { describe(inputs.iter().map(Option::as_ref)) } else { Vec::new() };
+                let start = Instant::now();
                 let pending = r.host.start(host, inputs).map_err(|e| at(step, e))?;
                 step.outputs.iter().flatten().for_each(|&s| env.waiting[s] = Some(index));
-                env.pending.push((index, pending));
+                env.pending.push(Waited { step: index, pending, start, inputs: given });
             }
             Action::Kernel(kernel) => {
-                let args = Args::new(env.inputs(index)?);
+                let args = Args::new(env.inputs(index));
+                let given = if tracing { describe((0..args.len()).map(|i| args.value(i))) } else { Vec::new() };
                 let outputs = call(|| r.kernel(plan, || kernel(args))).map_err(|e| at(step, e))?;
+                if let Some(start) = start.filter(|_| tracing) {
+                    r.note(step, Row::Steps, (start, Instant::now()), given, &outputs);
+                }
                 env.store(index, outputs)?;
             }
             action => {
-                let values = env.inputs(index)?;
+                let values: Vec<Option<Value>> = env.inputs(index).collect();
+                let given = if tracing { describe(values.iter().map(Option::as_ref)) } else { Vec::new() };
                 let outputs = control_step(action, step, values, &env, r)?;
+                if let Some(start) = start.filter(|_| tracing) {
+                    r.note(step, Row::Steps, (start, Instant::now()), given, &outputs);
+                }
                 env.store(index, outputs)?;
             }
         }
@@ -144,11 +183,11 @@ pub(super) fn run(plan: &Plan, inputs: Vec<Option<Value>>, r: &Run) -> Result<Ve
         }
     }
     for source in &plan.outputs {
-        env.settle(*source)?;
+        env.settle(*source, r)?;
     }
     // Steps whose values nobody read have still to be seen to the end.
-    while let Some((step, receiver)) = env.pending.pop() {
-        receiver.recv().unwrap_or_else(|_| Err("it was given up".into())).map_err(|e| at(&plan.steps[step], e))?;
+    while let Some(waited) = env.pending.pop() {
+        waited.end(plan, r)?;
     }
     let outputs = plan.outputs.iter().zip(&plan.output_names);
     outputs.map(|(&s, name)| env.get(s).ok_or_else(|| ExecError::Model(format!("output \"{name}\" was not made")))).collect()

@@ -5,15 +5,21 @@ use super::host::Host;
 use super::plan::{Action, Body, Compiler, Plan};
 use super::profile::Profile;
 use super::scheduler::{Run, run};
+use super::trace::{Trace, describe};
 use crate::comm::Comm;
 use crate::ir::{Model, Type};
+use crate::ops::threads;
 use crate::store::Store;
-use crate::tensor::Value;
+use crate::tensor::{Recycling, Tensor, Value};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
 
 /// Bytes of stack of a pool thread: bodies may be nested.
 const STACK: usize = 16 << 20;
+
+/// Elements of inputs from which on a run is taken to be long before it is seen.
+const LONG: usize = 1 << 16;
 
 /// What a session runs with.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +34,8 @@ pub struct Options {
     pub runtime: Option<tokio::runtime::Handle>,
     /// Whether to collect time per op.
     pub profile: bool,
+    /// Where each step's time goes, one by one.
+    pub trace: Option<Arc<Trace>>,
     /// Whether each node is a step of its own, which takes longer and gives the same bits.
     pub unfused: bool,
 }
@@ -38,6 +46,13 @@ pub struct Session {
     host: Host,
     pool: rayon::ThreadPool,
     profile: Option<Profile>,
+    trace: Option<Arc<Trace>>,
+    /// Whether no step has a plan of its own, which wants the stack of a pool's thread.
+    flat: bool,
+    /// Elements of all inputs from which on a run has loops for more than one thread, as far as is known.
+    long: AtomicUsize,
+    /// A run uses the memory of the one before.
+    _recycling: Recycling,
 }
 
 impl std::fmt::Debug for Session {
@@ -59,7 +74,17 @@ impl Session {
         let pool =
             rayon::ThreadPoolBuilder::new().num_threads(options.threads).stack_size(STACK).thread_name(|i| format!("worker-{i}")).build();
         let pool = pool.map_err(|e| ExecError::Model(format!("no threads: {e}")))?;
-        Ok(Self { plan, host, pool, profile: options.profile.then(Profile::default) })
+        let flat = plan.is_flat();
+        Ok(Self {
+            flat,
+            plan,
+            host,
+            pool,
+            profile: options.profile.then(Profile::default),
+            trace: options.trace,
+            long: AtomicUsize::new(LONG),
+            _recycling: Recycling::new(),
+        })
     }
 
     /// Names and stated types of the inputs, in order; those with a default are marked.
@@ -111,10 +136,41 @@ impl Session {
                 return Err(ExecError::Input { name: plan.input_names[i].clone(), detail });
             }
         }
-        let shared = Run { host: &self.host, pool: &self.pool, profile: self.profile.as_ref(), iterations: AtomicU64::new(0) };
-        // A plan that waits stays off the pool, whose threads must not block.
-        let results = if plan.waits { run(plan, values, &shared) } else { self.pool.install(|| run(plan, values, &shared)) }?;
+        let results = self.run_plan(values)?;
         Ok(plan.output_names.iter().cloned().zip(results).collect())
+    }
+
+    fn run_plan(&self, values: Vec<Option<Value>>) -> Result<Vec<Value>, ExecError> {
+        let plan = &self.plan;
+        let elements = values.iter().flatten().filter_map(|v| v.as_tensor().map(Tensor::len)).sum();
+        let several = self.pool.current_num_threads() > 1;
+        let given = self.trace.as_ref().map(|_| describe(values.iter().map(Option::as_ref))).unwrap_or_default();
+        let alone = self.flat && (!several || elements < self.long.load(Relaxed));
+        let shared = Run {
+            host: &self.host,
+            pool: &self.pool,
+            profile: self.profile.as_ref(),
+            iterations: AtomicU64::new(0),
+            alone,
+            trace: self.trace.as_deref().map(|t| (t, t.batch())),
+        };
+        let start = Instant::now();
+        let results = if alone {
+            let (results, long) = threads::alone(|| run(plan, values, &shared));
+            if long && several {
+                self.long.fetch_min(elements, Relaxed);
+            }
+            results
+        } else if plan.waits {
+            // It stays off the pool, whose threads must not block.
+            run(plan, values, &shared)
+        } else {
+            self.pool.install(|| run(plan, values, &shared))
+        };
+        if let (Some((trace, batch)), Ok(made)) = (shared.trace, &results) {
+            trace.batch_done(batch, start, given, made);
+        }
+        results
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::gemm::{Dims, Epilogue, Matrix, Real, product};
 use super::matmul::new_out;
-use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, one, rows, util};
+use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, one, rows, threads, util};
 use crate::ir::Dim;
 use crate::tensor::{DType, Shape, Tensor, cast};
 use crate::{dispatch_wide, invalid};
@@ -171,7 +171,11 @@ pub(super) fn attend<T: Real>(
     };
     // Heads are grouped by their size alone.
     let group = (util::GRAIN / (per_kept + per_out).max(1)).max(1);
-    out_parts.into_par_iter().zip(kept_parts).with_min_len(group).enumerate().try_for_each(|(i, (out, kept))| head(i, out, kept))?;
+    if threads::shared() {
+        out_parts.into_par_iter().zip(kept_parts).with_min_len(group).enumerate().try_for_each(|(i, (out, kept))| head(i, out, kept))?;
+    } else {
+        out_parts.into_iter().zip(kept_parts).enumerate().try_for_each(|(i, (out, kept))| head(i, out, kept))?;
+    }
     Ok((out, kept))
 }
 

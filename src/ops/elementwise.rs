@@ -2,7 +2,7 @@
 //! loops run in parallel in pieces whose sizes do not depend on the number of threads.
 
 use super::infer::{InferCtx, broadcast_all};
-use super::util::{self, GRAIN, broadcast_strides, zeros};
+use super::util::{self, GRAIN, broadcast_strides, room};
 use super::{Fact, Kernel, OpCtx, OpError, one, rows};
 use crate::invalid;
 use crate::ir::Dim;
@@ -22,7 +22,7 @@ pub fn map<T: Element + Copy>(t: Tensor, f: impl Fn(T) -> T + Sync + Send) -> Re
 /// A tensor of another dtype with `f` of each element.
 pub fn map_to<T: Element + Copy, U: Element>(t: &Tensor, f: impl Fn(T) -> U + Sync + Send) -> Result<Tensor, OpError> {
     let data = t.to_slice::<T>()?;
-    let mut out = zeros::<U>(t.shape())?;
+    let mut out = room::<U>(t.shape())?;
     util::for_each_chunk(&mut out, GRAIN, |i, part| {
         rows::simd(|| part.iter_mut().zip(&data[i * GRAIN..]).for_each(|(o, x)| *o = f(*x)));
     });
@@ -49,7 +49,7 @@ pub fn zip<T: Element + Copy>(a: Tensor, b: Tensor, f: impl Fn(T, T) -> T + Sync
 pub fn zip_to<T: Element, U: Element + Copy>(a: &Tensor, b: &Tensor, f: impl Fn(&T, &T) -> U + Sync + Send) -> Result<Tensor, OpError> {
     let shape = util::broadcast(&[a.shape(), b.shape()])?;
     let (x, y) = (a.to_slice::<T>()?, b.to_slice::<T>()?);
-    let mut out = zeros::<U>(&shape)?;
+    let mut out = room::<U>(&shape)?;
     let walk = Walk::new(&shape, [a.shape(), b.shape()]);
     let [step_x, step_y] = walk.steps();
     walk.rows(&mut out, |row, [i, j]| match (step_x, step_y) {

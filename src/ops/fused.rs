@@ -1,6 +1,7 @@
 //! What the executor computes in one step: a product with what stands around it, and walks over elements. These are no ops
 //! of a model; they give the bits of the nodes that they stand for.
 
+pub(crate) use super::chain::{Layer, kernel as build_chain};
 pub(crate) use super::lookup_concat::{Part, Source, kernel as build_lookup_concat};
 pub(crate) use super::pointwise::{Op, Program};
 
@@ -109,9 +110,10 @@ pub(crate) fn build_product(cx: &OpCtx, around: Around) -> Result<Kernel, OpErro
     }))
 }
 
-/// The kernel of a Gemm and the Relu that follows it.
-pub(crate) fn build_gemm_relu(cx: &OpCtx) -> Result<Kernel, OpError> {
-    matmul::build_gemm(cx, Activation::Relu)
+/// A Gemm of a chain, and the Relu that follows it: `operands` are the step's inputs that are its `B` and `C`.
+pub(crate) fn layer(cx: &OpCtx, relu: bool, operands: (usize, Option<usize>), label: String) -> Result<Layer, OpError> {
+    let gemm = matmul::Gemm::new(cx, if relu { Activation::Relu } else { Activation::None })?;
+    Ok(Layer::new(gemm, operands, label))
 }
 
 fn turned(t: &Tensor, perm: Option<&[i64]>) -> Result<Tensor, OpError> {
@@ -169,7 +171,7 @@ fn viewed(a: &View, b: &View) -> Result<Tensor, OpError> {
     let shape = Shape::from_dims(batch.iter().copied().chain([*m, *n]));
     let (x, y) = (util::widen(a.tensor)?, util::widen(b.tensor)?);
     let out = dispatch_wide!(x.dtype(), T => {
-        let mut out = matmul::new_out::<T>(&shape)?;
+        let mut out = matmul::overwritten::<T>(&shape)?;
         if !out.is_empty() {
             let starts: Vec<(usize, usize)> = (0..util::product(&batch)).map(|i| (a.start(i, &batch), b.start(i, &batch))).collect();
             let (x, y) = (a.matrix(x.as_slice::<T>()?), b.matrix(y.as_slice::<T>()?));

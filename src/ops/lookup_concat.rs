@@ -67,7 +67,7 @@ fn joined(parts: &[Part], args: &Args) -> Result<Option<Tensor>, OpError> {
         reads.push((read, util::product(&own[1..]) * size_of::<f32>()));
     }
     let Some(shape) = shape.filter(|s| util::checked_product(s).is_ok_and(|n| n > 0)) else { return Ok(None) };
-    let mut out = util::zeros::<f32>(&shape)?;
+    let mut out = util::room::<f32>(&shape)?;
     let width = util::product(&shape[1..]);
     let samples = (GRAIN / width).max(1);
     let wrong = AtomicBool::new(false);

@@ -3,7 +3,7 @@
 use super::gemm::{Activation, Bias, Dims, Epilogue, Matrix, Packed, Real, product, product_i32, product_packed, transpose};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, broadcast_dims, one, util};
 use crate::ir::Dim;
-use crate::tensor::{DType, Int, Number, Shape, Tensor, cast, checked_len, fits_memory, strides};
+use crate::tensor::{DType, Int, Number, Shape, Tensor, cast, checked_len, fits_memory, room, strides};
 use crate::{dispatch_int, dispatch_wide, invalid};
 
 pub(super) const OPS: &[OpDef] = &[
@@ -118,7 +118,7 @@ pub(super) fn scaled_matmul(a: &Tensor, b: &Tensor, trans: (bool, bool), alpha: 
     let plan = plan(a.shape(), b.shape(), trans)?;
     let (x, y) = (util::widen(a)?, util::widen(b)?);
     let out = dispatch_wide!(x.dtype(), T => {
-        let mut out = new_out::<T>(&plan.shape)?;
+        let mut out = overwritten::<T>(&plan.shape)?;
         let (lda, ldb) = (last(a.shape()), last_or_one(b.shape()));
         product(plan.dims, T::from_f64(alpha.into()), Matrix::new(x.as_slice::<T>()?, lda, trans.0), Matrix::new(y.as_slice::<T>()?, ldb, trans.1), &plan.starts, &mut out, &Epilogue::NONE)?;
         Tensor::new(plan.shape, out)?
@@ -138,6 +138,14 @@ fn last_or_one(shape: &[usize]) -> usize {
 /// Zeros for a result of that shape.
 pub(super) fn new_out<T: Number>(shape: &Shape) -> Result<Vec<T>, OpError> {
     Ok(Tensor::full(shape, T::ZERO)?.into_vec()?)
+}
+
+/// Elements of any value for a result of that shape, which a product overwrites.
+pub(super) fn overwritten<T: Number>(shape: &Shape) -> Result<Vec<T>, OpError> {
+    match checked_len(shape).and_then(room) {
+        Some(found) => Ok(found),
+        None => new_out(shape),
+    }
 }
 
 fn matmul_int<T: Int>(a: &Tensor, b: &Tensor) -> Result<Tensor, OpError> {
@@ -209,13 +217,13 @@ pub(super) fn prepared_matmul(a: &Tensor, b: &Tensor, packed: &Packed, epilogue:
         return Ok(None);
     }
     let x = util::widen(a)?;
-    let mut out = new_out::<f32>(&plan.shape)?;
+    let mut out = overwritten::<f32>(&plan.shape)?;
     product_packed(plan.dims.m, 1.0, Matrix::new(x.as_slice::<f32>()?, last(a.shape()), false), packed, &mut out, epilogue)?;
     Ok(Some(cast(&Tensor::new(plan.shape, out)?, a.dtype())?))
 }
 
 /// The attributes of Gemm and its constant operand.
-struct Gemm {
+pub(super) struct Gemm {
     alpha: f32,
     beta: f32,
     trans: (bool, bool),
@@ -223,15 +231,42 @@ struct Gemm {
     prepared: Option<Prepared>,
 }
 
+impl Gemm {
+    /// Of a node, with the function that is applied last.
+    ///
+    /// # Errors
+    /// Attributes of another kind.
+    pub(super) fn new(cx: &OpCtx, activation: Activation) -> Result<Self, OpError> {
+        let trans = (cx.attrs.int_or("transA", 0)? != 0, cx.attrs.int_or("transB", 0)? != 0);
+        let prepared = cx.constant(1).filter(|b| b.rank() == 2).and_then(|b| prepare(b, trans.1));
+        Ok(Self { alpha: cx.attrs.float_or("alpha", 1.0)?, beta: cx.attrs.float_or("beta", 1.0)?, trans, activation, prepared })
+    }
+
+    /// The constant operand, laid out, if nothing is scaled and the first operand is read as it lies.
+    pub(super) fn packed(&self) -> Option<&Packed> {
+        match &self.prepared {
+            Some(Prepared::Packed(packed)) if self.alpha == 1.0 && self.beta == 1.0 && !self.trans.0 => Some(packed),
+            _ => None,
+        }
+    }
+
+    /// The function that is applied last.
+    pub(super) fn activation(&self) -> Activation {
+        self.activation
+    }
+}
+
 /// Gemm, and the fused one with an activation.
 pub(super) fn build_gemm(cx: &OpCtx, activation: Activation) -> Result<Kernel, OpError> {
-    let trans = (cx.attrs.int_or("transA", 0)? != 0, cx.attrs.int_or("transB", 0)? != 0);
-    let prepared = cx.constant(1).filter(|b| b.rank() == 2).and_then(|b| prepare(b, trans.1));
-    let gemm = Gemm { alpha: cx.attrs.float_or("alpha", 1.0)?, beta: cx.attrs.float_or("beta", 1.0)?, trans, activation, prepared };
+    let gemm = Gemm::new(cx, activation)?;
     Ok(Box::new(move |args| one(run_gemm(&gemm, &args)?)))
 }
 
-fn run_gemm(gemm: &Gemm, args: &Args) -> Result<Tensor, OpError> {
+/// Runs a Gemm.
+///
+/// # Errors
+/// Operands that do not fit.
+pub(super) fn run_gemm(gemm: &Gemm, args: &Args) -> Result<Tensor, OpError> {
     let (a, b, c) = (args.tensor(0)?, args.tensor(1)?, args.opt(2)?);
     if a.rank() != 2 || b.rank() != 2 {
         invalid!("expected matrices, found shapes {} and {}", a.shape(), b.shape());
@@ -253,7 +288,7 @@ fn run_gemm(gemm: &Gemm, args: &Args) -> Result<Tensor, OpError> {
     if let Some(Prepared::Packed(packed)) = &gemm.prepared {
         let mut scaled = Vec::new();
         let epilogue = Epilogue { bias: bias(c.as_ref(), gemm.beta, plan.dims, &mut scaled)?, activation: gemm.activation };
-        let mut out = new_out::<f32>(&shape)?;
+        let mut out = overwritten::<f32>(&shape)?;
         let x = Matrix::new(x.as_slice::<f32>()?, a.shape()[1], gemm.trans.0);
         product_packed(plan.dims.m, gemm.alpha, x, packed, &mut out, &epilogue)?;
         return Ok(cast(&Tensor::new(shape, out)?, a.dtype())?);
@@ -301,7 +336,7 @@ fn bias<'a, T: Real>(c: Option<&'a Tensor>, beta: f32, dims: Dims, scaled: &'a m
 fn gemm_float<T: Real>(gemm: &Gemm, a: &Tensor, b: (&Tensor, bool), c: Option<&Tensor>, plan: Plan) -> Result<Tensor, OpError> {
     let mut scaled = Vec::new();
     let epilogue = Epilogue { bias: bias::<T>(c, gemm.beta, plan.dims, &mut scaled)?, activation: gemm.activation };
-    let mut out = new_out::<T>(&plan.shape)?;
+    let mut out = overwritten::<T>(&plan.shape)?;
     let (x, y) = (Matrix::new(a.as_slice::<T>()?, a.shape()[1], gemm.trans.0), Matrix::new(b.0.as_slice::<T>()?, b.0.shape()[1], b.1));
     product(plan.dims, T::from_f64(gemm.alpha.into()), x, y, &plan.starts, &mut out, &epilogue)?;
     Ok(Tensor::new(plan.shape, out)?)

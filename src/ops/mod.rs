@@ -2,6 +2,7 @@
 //! and execution all follow from the record.
 
 mod args;
+mod chain;
 pub mod elementwise;
 pub(crate) mod fused;
 mod gemm;
@@ -16,6 +17,7 @@ mod pointwise;
 mod rows;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod threads;
 pub mod util;
 mod window;
 

@@ -20,7 +20,10 @@ impl Cell for String {}
 
 /// A way to fill a tensor with elements of others.
 pub trait Movement: Sync + Sized {
-    /// Fills `out`, which starts as zeros and is not empty.
+    /// Whether it writes each element.
+    const WHOLE: bool = false;
+
+    /// Fills `out`, which starts as zeros (or as anything, if the movement is whole) and is not empty.
     fn run<T: Cell>(&self, src: &[&[T]], out: &mut [T]);
 
     /// The same movement over packed bytes of `per` elements each, where it keeps bytes whole.
@@ -33,7 +36,7 @@ pub trait Movement: Sync + Sized {
 ///
 /// # Errors
 /// Dtypes that differ, a stand-in without elements, a shape that does not fit memory.
-pub fn moved(movement: &impl Movement, src: &[&Tensor], shape: impl Into<Shape>) -> Result<Tensor, OpError> {
+pub fn moved<M: Movement>(movement: &M, src: &[&Tensor], shape: impl Into<Shape>) -> Result<Tensor, OpError> {
     let shape = shape.into();
     let Some(first) = src.first() else { invalid!("no input") };
     let dtype = first.dtype();
@@ -56,6 +59,14 @@ pub fn moved(movement: &impl Movement, src: &[&Tensor], shape: impl Into<Shape>)
         }
         DType::C64 => words::<Complex32, [u8; 8]>(movement, src, shape),
         DType::C128 => words::<Complex64, [u8; 16]>(movement, src, shape),
+        DType::F32 if M::WHOLE => {
+            let mut out = super::util::room::<f32>(&shape)?;
+            let cells = src.iter().map(|t| cells::<[u8; 4]>(t)).collect::<Result<Vec<_>, _>>()?;
+            if !out.is_empty() {
+                movement.run(&cells, bytemuck::cast_slice_mut(&mut out));
+            }
+            Ok(Tensor::new(shape, out)?)
+        }
         d => match d.bits() {
             8 => words::<u8, [u8; 1]>(movement, src, shape),
             16 => words::<u16, [u8; 2]>(movement, src, shape),
@@ -228,6 +239,8 @@ impl Strided {
 }
 
 impl Movement for Strided {
+    const WHOLE: bool = true;
+
     fn run<T: Cell>(&self, src: &[&[T]], out: &mut [T]) {
         let src = src[0];
         let Some(&(len, [stride])) = self.axes.last() else {
@@ -285,6 +298,8 @@ pub struct Take<'a> {
 }
 
 impl Movement for Take<'_> {
+    const WHOLE: bool = true;
+
     fn run<T: Cell>(&self, src: &[&[T]], out: &mut [T]) {
         let (src, ids, block) = (src[0], self.ids, self.block);
         let per = ids.len() * block;
@@ -312,6 +327,8 @@ pub struct Join {
 }
 
 impl Movement for Join {
+    const WHOLE: bool = true;
+
     fn run<T: Cell>(&self, src: &[&[T]], out: &mut [T]) {
         for_each_chunk(out, self.runs.iter().sum(), |o, mut rest| {
             for (s, &run) in src.iter().zip(&self.runs) {

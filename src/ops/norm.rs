@@ -1,7 +1,7 @@
 //! Normalizations: by batch, instance, group, layer, root mean square, Lp, mean and variance, and across channels.
 
 use super::gemm::Real;
-use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, one, rows, util};
+use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, infer, one, rows, threads, util};
 use crate::ir::Dim;
 use crate::tensor::{DType, Number, Shape, Tensor, Value, cast, fits_memory, strides};
 use crate::{dispatch_wide, invalid};
@@ -169,7 +169,7 @@ pub(super) fn normalize_rows<T: Real>(
             }
         })
     };
-    if x.len() < 2 * util::GRAIN {
+    if x.len() < 2 * util::GRAIN || !threads::shared() {
         x.chunks_mut(len.max(1)).zip(&mut stats).enumerate().for_each(|(i, (row, s))| each(i, row, s));
     } else {
         use rayon::prelude::*;

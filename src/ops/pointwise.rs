@@ -111,7 +111,7 @@ impl Program {
         let own = (0..count).find(|&i| shapes[i] == shape && args.tensor(i).is_ok_and(Tensor::is_unique));
         let mut out = match own {
             Some(i) => args.take(i)?.into_vec::<f32>()?,
-            None => util::zeros::<f32>(&shape)?,
+            None => util::room::<f32>(&shape)?,
         };
         let reads = (0..count).map(|i| -> Result<Read, OpError> {
             if own == Some(i) {

@@ -9,7 +9,7 @@ const LANES: usize = 16;
 const BLOCK: usize = 2048;
 
 /// Folds a row: `combine(.., map(x))`, where `combine` is associative but for rounding and `init` its identity.
-#[inline]
+#[inline(always)]
 pub fn fold<T: Number>(x: &[T], init: T, map: impl Fn(T) -> T, combine: impl Fn(T, T) -> T) -> T {
     let mut total = init;
     if x.len() < 2 * LANES {
@@ -40,25 +40,25 @@ pub fn fold<T: Number>(x: &[T], init: T, map: impl Fn(T) -> T, combine: impl Fn(
 }
 
 /// Sum of a row.
-#[inline]
+#[inline(always)]
 pub fn sum<T: Number>(x: &[T]) -> T {
     fold(x, T::ZERO, |v| v, T::add)
 }
 
 /// Sum of `map(x)` over a row.
-#[inline]
+#[inline(always)]
 pub fn sum_by<T: Number>(x: &[T], map: impl Fn(T) -> T) -> T {
     fold(x, T::ZERO, map, T::add)
 }
 
 /// The greatest of a row; NaN if one is, the least value for an empty row.
-#[inline]
+#[inline(always)]
 pub fn max<T: Number>(x: &[T]) -> T {
     fold(x, T::lowest(), |v| v, T::greater_of)
 }
 
 /// Mean and variance (of the population) of a row.
-#[inline]
+#[inline(always)]
 pub fn moments<T: Real>(x: &[T]) -> (T, T) {
     let n = T::from_f64(x.len() as f64);
     let mean = sum(x) / n;

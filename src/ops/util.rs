@@ -1,8 +1,8 @@
 //! Small helpers that kernels share: axes, broadcasting iteration, parallel loops of fixed grain.
 
-use super::OpError;
+use super::{OpError, threads};
 use crate::invalid;
-use crate::tensor::{DType, Element, Shape, Tensor, broadcast_shapes, cast, checked_len, fits_memory, strides};
+use crate::tensor::{DType, Element, Shape, Tensor, broadcast_shapes, cast, checked_len, fits_memory, room as recycled, strides};
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
@@ -123,6 +123,9 @@ pub fn for_each_chunk<T: Send>(out: &mut [T], chunk: usize, f: impl Fn(usize, &m
 /// The parallel loop over chunks, at least `least` to a task. It is compiled once per element type and not once per
 /// caller: the machinery of the pool is large.
 pub fn chunks_in_parallel<T: Send>(out: &mut [T], chunk: usize, least: usize, f: &(dyn Fn(usize, &mut [T]) + Sync + Send)) {
+    if !threads::shared() {
+        return out.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c));
+    }
     out.par_chunks_mut(chunk).with_min_len(least).enumerate().for_each(|(i, c)| f(i, c));
 }
 
@@ -137,6 +140,17 @@ pub fn zeros<T: Element>(shape: &[usize]) -> Result<Vec<T>, OpError> {
         invalid!("shape {} does not fit memory", Shape::from(shape));
     }
     Ok(vec![T::default(); len])
+}
+
+/// Elements of any value for a tensor of `shape`, all of which the caller writes.
+///
+/// # Errors
+/// A size that fits no memory.
+pub fn room<T: Element>(shape: &[usize]) -> Result<Vec<T>, OpError> {
+    match checked_len(shape).and_then(recycled) {
+        Some(found) => Ok(found),
+        None => zeros(shape),
+    }
 }
 
 /// The tensor in the type in which floats are computed: halves as `float32`, the others as they are.
@@ -260,6 +274,9 @@ pub fn run_all<T: Send>(mut tasks: Vec<T>, f: impl Fn(T) -> Result<(), OpError> 
         Some(only) if tasks.is_empty() => f(only),
         Some(last) => {
             tasks.push(last);
+            if !threads::shared() {
+                return tasks.into_iter().try_for_each(f);
+            }
             tasks.into_par_iter().try_for_each(f)
         }
     }

@@ -7,6 +7,7 @@ mod element;
 mod floats;
 mod mapped;
 mod memory;
+mod recycle;
 mod shape;
 mod value;
 
@@ -18,6 +19,7 @@ pub use half::{bf16, f16};
 pub use mapped::{map_file, release};
 pub use memory::fits_memory;
 pub use num_complex::{Complex32, Complex64};
+pub use recycle::{Recycling, room};
 pub use shape::{Shape, broadcast_shapes, checked_len, checked_offset, strides};
 pub use value::{Map, MapKeys, Value};
 
@@ -47,15 +49,24 @@ pub enum TensorError {
     Absent,
 }
 
-/// A type-erased owned buffer: a `Vec` of some [`Element`].
+/// A type-erased owned buffer: an [`Owned`] of some [`Element`].
 trait Buffer: Any + Send + Sync {
     /// The bytes, or `None` for strings.
     fn bytes(&self) -> Option<&[u8]>;
 }
 
-impl<T: Element> Buffer for Vec<T> {
+/// A vector that is a tensor's own; its memory is used again.
+struct Owned<T: Element>(Vec<T>);
+
+impl<T: Element> Buffer for Owned<T> {
     fn bytes(&self) -> Option<&[u8]> {
-        T::as_bytes(self)
+        T::as_bytes(&self.0)
+    }
+}
+
+impl<T: Element> Drop for Owned<T> {
+    fn drop(&mut self) {
+        recycle::give(std::mem::take(&mut self.0));
     }
 }
 
@@ -65,6 +76,12 @@ enum Storage {
     Mapped(Bytes),
     /// The elements are elsewhere; the text names where (a digest, a table).
     Absent(Arc<str>),
+}
+
+impl Storage {
+    fn owned<T: Element>(data: Vec<T>) -> Self {
+        Self::Owned(Arc::new(Owned(data)))
+    }
 }
 
 /// A dense row-major tensor. Cloning shares the storage.
@@ -89,17 +106,17 @@ impl Tensor {
                 data.len()
             )));
         }
-        Ok(Self { dtype: T::DTYPE, shape, storage: Storage::Owned(Arc::new(data)) })
+        Ok(Self { dtype: T::DTYPE, shape, storage: Storage::owned(data) })
     }
 
     /// A rank-0 tensor.
     pub fn scalar<T: Element>(value: T) -> Self {
-        Self { dtype: T::DTYPE, shape: Shape::default(), storage: Storage::Owned(Arc::new(vec![value])) }
+        Self { dtype: T::DTYPE, shape: Shape::default(), storage: Storage::owned(vec![value]) }
     }
 
     /// A rank-1 tensor.
     pub fn vector<T: Element>(data: Vec<T>) -> Self {
-        Self { dtype: T::DTYPE, shape: Shape::from([data.len()]), storage: Storage::Owned(Arc::new(data)) }
+        Self { dtype: T::DTYPE, shape: Shape::from([data.len()]), storage: Storage::owned(data) }
     }
 
     /// A tensor of `shape` filled with `value`.
@@ -140,7 +157,7 @@ impl Tensor {
             return Err(TensorError::Shape(format!("{dtype}{shape} does not hold {found} bytes")));
         }
         if T::DTYPE == dtype || dtype.bits() < 8 {
-            return Ok(Self { dtype, shape, storage: Storage::Owned(Arc::new(data)) });
+            return Ok(Self { dtype, shape, storage: Storage::owned(data) });
         }
         crate::dispatch!(dtype, T2 => Self::relabel::<T, T2>(shape, data))
     }
@@ -225,8 +242,8 @@ impl Tensor {
         match &self.storage {
             Storage::Owned(buffer) => {
                 let any: &dyn Any = &**buffer;
-                match any.downcast_ref::<Vec<T>>() {
-                    Some(v) => Ok(v),
+                match any.downcast_ref::<Owned<T>>() {
+                    Some(Owned(v)) => Ok(v),
                     None => Err(TensorError::DType { expected: T::DTYPE, found: self.dtype }),
                 }
             }
@@ -259,8 +276,11 @@ impl Tensor {
         match self.storage {
             Storage::Owned(buffer) => {
                 let any: Arc<dyn Any + Send + Sync> = buffer;
-                let vec = any.downcast::<Vec<T>>().map_err(|_| TensorError::DType { expected: T::DTYPE, found: self.dtype })?;
-                Ok(Arc::try_unwrap(vec).unwrap_or_else(|shared| (*shared).clone()))
+                let vec = any.downcast::<Owned<T>>().map_err(|_| TensorError::DType { expected: T::DTYPE, found: self.dtype })?;
+                Ok(match Arc::try_unwrap(vec) {
+                    Ok(mut own) => std::mem::take(&mut own.0),
+                    Err(shared) => recycle::copy(&shared.0),
+                })
             }
             _ => self.to_slice::<T>().map(Cow::into_owned),
         }
@@ -283,7 +303,7 @@ impl Tensor {
             (v, Some(at)) if at > 0 || v.len() != shape.iter().product::<usize>() => v[at..at + shape.iter().product::<usize>()].to_vec(),
             (v, _) => v,
         };
-        Self { dtype: T::DTYPE, shape, storage: Storage::Owned(Arc::new(data)) }
+        Self { dtype: T::DTYPE, shape, storage: Storage::owned(data) }
     }
 
     /// The same elements under other dims.
@@ -306,7 +326,7 @@ impl Tensor {
             return self;
         }
         let Tensor { dtype, shape, .. } = &self;
-        let copied = crate::dispatch!(*dtype, T => T::vec_from_bytes(bytes).map(|v| Tensor { dtype: *dtype, shape: shape.clone(), storage: Storage::Owned(Arc::new(v)) }));
+        let copied = crate::dispatch!(*dtype, T => T::vec_from_bytes(bytes).map(|v| Tensor { dtype: *dtype, shape: shape.clone(), storage: Storage::owned(v) }));
         copied.unwrap_or(self)
     }
 

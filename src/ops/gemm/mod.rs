@@ -10,7 +10,7 @@ mod packed;
 pub use activation::{Activation, Real, sigmoid};
 pub use packed::Packed;
 
-use super::OpError;
+use super::{OpError, threads};
 use crate::invalid;
 use rayon::prelude::*;
 
@@ -180,7 +180,7 @@ pub fn product<T: Real>(
         }
     };
     let tiles = starts.len() * down * across;
-    if serial || tiles == 1 {
+    if serial || tiles == 1 || !threads::shared() {
         (0..tiles).for_each(tile);
     } else {
         // Small products are grouped, by their size alone.

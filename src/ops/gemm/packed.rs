@@ -3,6 +3,7 @@
 
 use super::kernel::{self, Finish, HEIGHT, Out, Panels, Part, WIDTH};
 use super::{Activation, Bias, Dims, Epilogue, Matrix};
+use crate::ops::threads;
 use rayon::prelude::*;
 use std::cell::Cell;
 
@@ -103,7 +104,7 @@ pub(super) fn product(
     let Dims { m, n, k } = dims;
     let work = starts.len() * m * n * k.max(1);
     let one = |(start, out): (&(usize, usize), &mut [f32])| batch(dims, alpha, a, b, *start, out, epilogue, work > SERIAL);
-    if work > SERIAL && starts.len() > 1 {
+    if work > SERIAL && starts.len() > 1 && threads::shared() {
         let group = (SERIAL / 2 / (m * n * k.max(1))).max(1);
         starts.par_iter().zip(out.par_chunks_mut(m * n)).with_min_len(group).for_each(one);
     } else {
@@ -178,7 +179,7 @@ impl Cut<'_> {
     }
 
     fn threads(&self) -> usize {
-        if self.parallel { rayon::current_num_threads() } else { 1 }
+        if self.parallel { threads::count() } else { 1 }
     }
 
     /// Panels `first..first + count` of the result.
