@@ -8,8 +8,9 @@ mod profile;
 mod scheduler;
 mod session;
 
+pub use crate::store::Tally;
 pub use profile::Profile;
-pub use session::{Options, Session};
+pub use session::{Begun, Options, Session};
 
 /// Why a model cannot be run, or a run failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -4,10 +4,10 @@ use super::ExecError;
 use super::host::Host;
 use super::plan::{Action, Body, Compiler, Plan};
 use super::profile::Profile;
-use super::scheduler::{Run, run};
+use super::scheduler::{Env, Run};
 use crate::comm::Comm;
 use crate::ir::{Model, Type};
-use crate::store::Store;
+use crate::store::{Store, Tally};
 use crate::tensor::Value;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -83,6 +83,28 @@ impl Session {
     /// # Errors
     /// A missing or unknown input, one of another type than the model states, and whatever a node says.
     pub fn run(&self, inputs: Vec<(String, Value)>) -> Result<Vec<(String, Value)>, ExecError> {
+        self.begin(inputs)?.finish()
+    }
+
+    /// Begins a run: sends the ids of the lookups that wait for no other, and comes back before they are answered.
+    ///
+    /// # Errors
+    /// As [`Session::run`], of what is done so far.
+    pub fn begin(&self, inputs: Vec<(String, Value)>) -> Result<Begun<'_>, ExecError> {
+        let mut env = Env::new(&self.plan, self.values(inputs)?);
+        let run = Run {
+            host: &self.host,
+            pool: &self.pool,
+            profile: self.profile.as_ref(),
+            iterations: AtomicU64::new(0),
+            tally: Arc::default(),
+        };
+        env.advance(self.plan.ahead, &run)?;
+        Ok(Begun { env, run, names: &self.plan.output_names })
+    }
+
+    /// The inputs in the plan's order, checked.
+    fn values(&self, inputs: Vec<(String, Value)>) -> Result<Vec<Option<Value>>, ExecError> {
         let plan = &self.plan;
         let mut values: Vec<Option<Value>> = vec![None; plan.inputs.len()];
         for (name, value) in inputs {
@@ -111,10 +133,30 @@ impl Session {
                 return Err(ExecError::Input { name: plan.input_names[i].clone(), detail });
             }
         }
-        let shared = Run { host: &self.host, pool: &self.pool, profile: self.profile.as_ref(), iterations: AtomicU64::new(0) };
-        // A plan that waits stays off the pool, whose threads must not block.
-        let results = if plan.waits { run(plan, values, &shared) } else { self.pool.install(|| run(plan, values, &shared)) }?;
-        Ok(plan.output_names.iter().cloned().zip(results).collect())
+        Ok(values)
+    }
+}
+
+/// A run whose first lookups are under way.
+pub struct Begun<'s> {
+    env: Env<'s>,
+    run: Run<'s>,
+    names: &'s [String],
+}
+
+impl Begun<'_> {
+    /// Runs the rest.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn finish(self) -> Result<Vec<(String, Value)>, ExecError> {
+        let results = self.env.finish(&self.run)?;
+        Ok(self.names.iter().cloned().zip(results).collect())
+    }
+
+    /// What becomes of the ids that this run looks up.
+    pub fn tally(&self) -> Arc<Tally> {
+        self.run.tally.clone()
     }
 }
 

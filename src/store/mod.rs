@@ -19,6 +19,7 @@ mod rows;
 mod sharded;
 mod shards;
 mod stream;
+mod tally;
 mod writer;
 
 pub use cached::Cached;
@@ -33,6 +34,7 @@ pub use pserver::{
 };
 pub use rows::{RowSource, RowVisitor, TableRows};
 pub use shards::{Shards, open_local, read_manifest};
+pub use tally::Tally;
 pub use writer::{piece_file, rewrite_table, write_keyed_table, write_table};
 
 pub use crate::wire::DEFAULT_MAX_FRAME;
