@@ -1,17 +1,29 @@
-//! The lookup path beside blocking TCP that moves the same bytes, in processes of their own on loopback.
+//! The lookup path beside blocking TCP that moves the same bytes and beside Redis, each server a process of its own on loopback.
 //!
-//! `cargo bench --bench lookup [-- ROUNDS]` prints, for each number of ids and width, the rows per second (or the median
-//! time of a call) of all three and the ratios, as min/median/max over interleaved rounds. The first raw server sends a
-//! buffer that stays in the cache; the second copies the rows of the ids from a table, one by one.
+//!     cargo bench --bench lookup [-- --rounds N] [--readme benches/README.md] [--dims 16,64] [--pieces 1,4] [--ids 26000,1000,26]
+//!
+//! For each number of ids and width it prints the median call of all and their time divided by ours, as min / median / max over
+//! interleaved rounds: above 1 we are faster. *buffer* is a raw server that sends as many bytes from one place; *rows* is
+//! one that copies the rows of the ids from a table, one by one; *Redis* answers `MGET`, if `redis-server` is
+//! installed. CPU is that of client and server together. `--readme` writes the table between the marks of that file.
+//!
+//!     cargo bench --bench lookup -- curves benches/lookup.svg
+//!
+//! draws how rows per second change with rows, servers, tables and the batch.
 
-#[path = "../tests/support/mod.rs"]
-mod support;
+#[path = "lookup/curves.rs"]
+mod curves;
+#[path = "lookup/raw.rs"]
+mod raw;
+#[path = "lookup/redis.rs"]
+mod redis;
 
-use graphtool::plan::{Manifest, Sharding};
+use graphtool::plan::{FORMAT_VERSION, Manifest, Sharding, TableLayout};
 use graphtool::store::{self, ConnectOptions, Query, ServeOptions, Store};
-use graphtool::tensor::DType;
-use std::io::{BufRead, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use graphtool::tensor::Tensor;
+use std::fmt::Write as _;
+use std::io::BufRead;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -19,149 +31,233 @@ use std::time::Instant;
 
 const ROWS: usize = 1_000_000;
 
-/// This program again, as a server; gives its address.
-fn spawn(args: &[&str]) -> (Child, String) {
-    let mut child = Command::new(std::env::current_exe().unwrap()).args(args).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (child, line.trim().to_string())
-}
+/// A server in a process of its own, killed when it is dropped.
+struct Server(Child);
 
-fn serve(dir: &str) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    println!("{}", listener.local_addr().unwrap());
-    store::serve(listener, Path::new(dir), ServeOptions { threads: 1, ..ServeOptions::default() }, std::future::pending()).unwrap();
-}
-
-/// Answers each request, whose first 12 bytes are its size, the width of a row and whether to look the rows up: the rows of
-/// its ids, copied one by one from a table in memory, or as many bytes from a buffer that stays in the cache.
-fn serve_raw() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    println!("{}", listener.local_addr().unwrap());
-    let mut table = Vec::new();
-    for stream in listener.incoming() {
-        let mut stream = stream.unwrap();
-        stream.set_nodelay(true).unwrap();
-        let (mut ids, mut rows) = (Vec::new(), Vec::new());
-        loop {
-            let mut head = [0u8; 12];
-            if stream.read_exact(&mut head).is_err() {
-                break;
-            }
-            let word = |i: usize| u32::from_le_bytes(head[i..i + 4].try_into().unwrap()) as usize;
-            let (size, width, look_up) = (word(0) - 12, word(4), word(8) == 1);
-            ids.resize(size, 0);
-            stream.read_exact(&mut ids).unwrap();
-            rows.resize(size / 4 * width, 1);
-            if look_up {
-                table.resize(ROWS * width, 1);
-                for (row, id) in rows.chunks_exact_mut(width).zip(ids.chunks_exact(4)) {
-                    let id = u32::from_le_bytes(id.try_into().unwrap()) as usize;
-                    row.copy_from_slice(&table[id * width..(id + 1) * width]);
-                }
-            }
-            stream.write_all(&rows).unwrap();
-        }
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
     }
 }
 
+/// This program again, as a server; gives its address.
+fn spawn(args: &[&str]) -> (Server, String) {
+    let mut child = Command::new(std::env::current_exe().unwrap()).args(args).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (Server(child), line.trim().to_string())
+}
+
+fn serve(dir: &str, servers: &str, index: &str) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    let options = ServeOptions { servers: servers.parse().unwrap(), index: index.parse().unwrap(), ..ServeOptions::default() };
+    store::serve(listener, Path::new(dir), options, std::future::pending()).unwrap();
+}
+
+/// Seconds on a CPU of all threads of a process.
+fn cpu(pid: u32) -> f64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let nanos = |t: std::io::Result<std::fs::DirEntry>| -> Option<u64> {
+        std::fs::read_to_string(t.ok()?.path().join("schedstat")).ok()?.split(' ').next()?.parse().ok()
+    };
+    tasks.filter_map(nanos).sum::<u64>() as f64 / 1e9
+}
+
 /// Random ids, other ones each time.
-fn random_ids(n: usize) -> impl FnMut() -> Vec<u64> {
+fn random_ids(n: usize, rows: usize) -> impl FnMut() -> Vec<u64> {
     let mut state = 12345u64;
     move || {
         let next = |_| {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 33) % ROWS as u64
+            (state >> 33) % rows as u64
         };
         (0..n).map(next).collect()
     }
 }
 
-fn raw_calls(stream: &mut TcpStream, ids: usize, dim: usize, look_up: bool, calls: usize) -> Vec<f64> {
-    let mut random = random_ids(ids);
-    let (mut request, mut rows) = (Vec::new(), vec![0u8; ids * dim * 4]);
-    let call = |_| {
-        let ids = random();
+/// The median of calls in seconds, and CPU seconds of both sides per call.
+#[derive(Clone, Copy)]
+struct Round {
+    wall: f64,
+    cpu: f64,
+}
+
+/// Times `call` on ids below `rows` that it has not seen.
+async fn round(servers: Vec<u32>, (ids, rows): (usize, usize), calls: usize, mut call: impl AsyncFnMut(Vec<u64>)) -> Round {
+    let mut random = random_ids(ids, rows);
+    let all: Vec<Vec<u64>> = (0..calls).map(|_| random()).collect();
+    let used = || servers.iter().copied().chain([std::process::id()]).map(cpu).sum::<f64>();
+    let before = used();
+    let mut times = Vec::with_capacity(calls);
+    for ids in all {
         let start = Instant::now();
-        request.clear();
-        for word in [12 + ids.len() * 4, dim * 4, usize::from(look_up)] {
-            request.extend_from_slice(&(word as u32).to_le_bytes());
-        }
-        ids.iter().for_each(|&id| request.extend_from_slice(&(id as u32).to_le_bytes()));
-        stream.write_all(&request).unwrap();
-        stream.read_exact(&mut rows).unwrap();
-        start.elapsed().as_secs_f64()
-    };
-    (0..calls).map(call).collect()
+        call(ids).await;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    Round { cpu: (used() - before) / calls as f64, wall: spread(times).1 }
 }
 
-fn our_calls(runtime: &tokio::runtime::Runtime, store: &dyn Store, ids: usize, calls: usize) -> Vec<f64> {
-    let mut random = random_ids(ids);
-    let queries: Vec<Vec<u64>> = (0..calls).map(|_| random()).collect();
-    runtime.block_on(async {
-        let mut times = Vec::new();
-        for ids in queries {
-            let start = Instant::now();
-            std::hint::black_box(store.lookup(vec![Query { table: 0, ids }]).await.unwrap());
-            times.push(start.elapsed().as_secs_f64());
-        }
-        times
-    })
+/// Calls of a round.
+fn calls(ids: usize) -> usize {
+    (400_000 / ids).clamp(20, 3000)
 }
 
-fn median(mut v: Vec<f64>) -> (f64, f64, f64) {
+/// The medians over rounds, after one that warms up.
+async fn median_round(servers: Vec<u32>, ids: (usize, usize), rounds: usize, mut call: impl AsyncFnMut(Vec<u64>)) -> Round {
+    let mut all = Vec::new();
+    for _ in 0..=rounds {
+        all.push(round(servers.clone(), ids, calls(ids.0), &mut call).await);
+    }
+    let median = |f: fn(&Round) -> f64| spread(all[1..].iter().map(f).collect()).1;
+    Round { wall: median(|r| r.wall), cpu: median(|r| r.cpu) }
+}
+
+/// Least, median and greatest.
+fn spread(mut v: Vec<f64>) -> (f64, f64, f64) {
     v.sort_by(f64::total_cmp);
     (v[0], v[v.len() / 2], v[v.len() - 1])
+}
+
+struct Options {
+    rounds: usize,
+    readme: Option<String>,
+    dims: Vec<usize>,
+    pieces: Vec<usize>,
+    ids: Vec<usize>,
+}
+
+fn options(args: &[String]) -> Options {
+    let mut o = Options { rounds: 9, readme: None, dims: vec![16, 64], pieces: vec![1, 4], ids: vec![26_000, 1_000, 26] };
+    let list = |text: &str| text.split(',').map(|n| n.parse().unwrap()).collect();
+    for pair in args.chunks(2) {
+        let [flag, value] = pair else { panic!("{pair:?} without a value") };
+        match flag.as_str() {
+            "--rounds" => o.rounds = value.parse().unwrap(),
+            "--readme" => o.readme = Some(value.clone()),
+            "--dims" => o.dims = list(value),
+            "--pieces" => o.pieces = list(value),
+            "--ids" => o.ids = list(value),
+            other => panic!("unknown option {other}"),
+        }
+    }
+    o
+}
+
+fn line(ids: usize, dim: usize, pieces: usize, rounds: &[Vec<Round>]) -> String {
+    let median = |k: usize, f: fn(&Round) -> f64| spread(rounds.iter().map(|r| f(&r[k])).collect()).1;
+    let ratio = |k: usize, f: fn(&Round) -> f64| {
+        let (min, mid, max) = spread(rounds.iter().map(|r| f(&r[k]) / f(&r[0])).collect());
+        format!("{min:.2} / **{mid:.2}** / {max:.2}")
+    };
+    let mut text =
+        format!("| {ids} | {dim} | {pieces} | {:.0} µs | {:.0} ns |", median(0, |r| r.wall) * 1e6, median(0, |r| r.cpu) * 1e9 / ids as f64);
+    for k in 1..4 {
+        match rounds[0].get(k) {
+            Some(_) => write!(text, " {} | {} |", ratio(k, |r| r.wall), ratio(k, |r| r.cpu)).unwrap(),
+            None => text.push_str(" not installed | |"),
+        }
+    }
+    text
+}
+
+/// A deployment of tables of `rows` rows, each in `pieces` pieces.
+fn deploy(dir: &Path, tables: usize, rows: usize, dim: usize, pieces: usize) -> Manifest {
+    // Zeros take no place on the disk; in memory they do.
+    let values = Tensor::new([rows, dim], vec![0f32; rows * dim]).unwrap();
+    let sharding = if pieces == 1 { Sharding::Table } else { Sharding::Row };
+    let shards: Vec<u32> = (0..pieces as u32).collect();
+    let table = |i: usize| {
+        let layout = TableLayout { name: format!("T{i}"), sharding, shards: shards.clone(), starts: None, store: None };
+        store::write_table(dir, &layout.name, &values, &layout).unwrap()
+    };
+    let manifest = Manifest {
+        format_version: FORMAT_VERSION,
+        plan_id: "plan".into(),
+        fingerprint: "graph".into(),
+        shards: pieces as u32,
+        replicas: 1,
+        files: Default::default(),
+        tables: (0..tables).map(table).collect(),
+    };
+    std::fs::write(dir.join("manifest.json"), manifest.print()).unwrap();
+    manifest
+}
+
+fn measure(o: &Options, dim: usize, pieces: usize, print: &mut dyn FnMut(String)) {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = Arc::new(deploy(dir.path(), 1, ROWS, dim, pieces));
+    let (server, endpoint) = spawn(&["serve", dir.path().to_str().unwrap(), "1", "0"]);
+    let (raw_server, raw_endpoint) = spawn(&["raw"]);
+    let mut redis = redis::Redis::start(ROWS, dim);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store: Arc<dyn Store> = runtime.block_on(store::connect(manifest, &[endpoint], ConnectOptions::default())).unwrap();
+    let mut raw = raw::Client::connect(&raw_endpoint);
+    for &ids in &o.ids {
+        let (calls, all) = (calls(ids), (ids, ROWS));
+        let mut rounds = Vec::new();
+        // The first round warms up.
+        for n in 0..=o.rounds {
+            // A task, as lookups are in a job.
+            let (store, server) = (store.clone(), server.0.id());
+            let ours = async move |ids| {
+                let answer = store.lookup(vec![Query { table: 0, ids }]).await.unwrap();
+                std::hint::black_box(answer);
+            };
+            let ours = runtime.block_on(runtime.spawn(round(vec![server], all, calls, ours))).unwrap();
+            let buffer = runtime.block_on(round(vec![raw_server.0.id()], all, calls, async |ids| raw.call(&ids, dim, false)));
+            let rows = runtime.block_on(round(vec![raw_server.0.id()], all, calls, async |ids| raw.call(&ids, dim, true)));
+            let mut now = vec![ours, buffer, rows];
+            if let Some(redis) = &mut redis {
+                now.push(runtime.block_on(round(vec![redis.pid()], all, calls.min(400), async |ids| redis.call(&ids, dim))));
+            }
+            if n > 0 {
+                rounds.push(now);
+            }
+        }
+        print(line(ids, dim, pieces, &rounds));
+    }
+}
+
+/// Puts `table` between the marks of a file.
+fn put(path: &str, table: &str) {
+    let text = std::fs::read_to_string(path).unwrap();
+    let (from, to) = ("<!-- lookup: begin -->\n", "<!-- lookup: end -->");
+    let (before, rest) = text.split_once(from).unwrap_or_else(|| panic!("{path} has no mark {from}"));
+    let (_, after) = rest.split_once(to).unwrap_or_else(|| panic!("{path} has no mark {to}"));
+    std::fs::write(path, format!("{before}{from}{table}{to}{after}")).unwrap();
 }
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["serve", dir] => return serve(dir),
-        ["raw"] => return serve_raw(),
+        ["serve", dir, servers, index] => return serve(dir, servers, index),
+        ["raw"] => return raw::serve(ROWS),
+        ["curves", path] => return curves::draw(path, 7),
         _ => {}
     }
-    let rounds = args.first().and_then(|r| r.parse().ok()).unwrap_or(9);
-    println!("   ids  dim pieces          lookup        raw TCP  ratio min/median/max       raw, rows looked up  ratio min/median/max");
-    for (dim, pieces) in [(16, 1), (16, 4), (64, 1), (64, 4)] {
-        let dir = tempfile::tempdir().unwrap();
-        let table = support::source("T", DType::F32, &[ROWS, dim], Sharding::Row, pieces);
-        let manifest: Arc<Manifest> = Arc::new(support::deploy(dir.path(), &[table], pieces as u32));
-        let (mut server, endpoint) = spawn(&["serve", dir.path().to_str().unwrap()]);
-        let (mut raw, raw_endpoint) = spawn(&["raw"]);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let store = runtime.block_on(store::connect(manifest, &[endpoint], ConnectOptions::default())).unwrap();
-        let mut stream = TcpStream::connect(raw_endpoint).unwrap();
-        stream.set_nodelay(true).unwrap();
-        for (ids, calls) in [(26_000, 40), (1_000, 400), (26, 3000)] {
-            let (mut ours, mut raw, mut naive) = (Vec::new(), Vec::new(), Vec::new());
-            // The first round warms up.
-            for round in 0..=rounds {
-                let now = [
-                    median(raw_calls(&mut stream, ids, dim, false, calls)).1,
-                    median(raw_calls(&mut stream, ids, dim, true, calls)).1,
-                    median(our_calls(&runtime, &*store, ids, calls)).1,
-                ];
-                if round > 0 {
-                    raw.push(now[0]);
-                    naive.push(now[1]);
-                    ours.push(now[2]);
-                }
-            }
-            let show = |v: &[f64]| {
-                let t = median(v.to_vec()).1;
-                if ids > 100 { format!("{:.2} Mrows/s", ids as f64 / t / 1e6) } else { format!("{:.1} us", t * 1e6) }
-            };
-            let ratio = |v: &[f64]| {
-                let (min, mid, max) = median(v.iter().zip(&ours).map(|(v, o)| v / o).collect());
-                format!("{min:.2} / {mid:.2} / {max:.2}")
-            };
-            let (o, r, n) = (show(&ours), show(&raw), show(&naive));
-            println!("{ids:>6} {dim:>4} {pieces:>6}  {o:>14} {r:>14}  {}  {n:>24}  {}", ratio(&raw), ratio(&naive));
+    let o = options(&args);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let mut table = format!(
+        "{} rounds, load {} before, {} cores\n\n",
+        o.rounds,
+        load.split(' ').next().unwrap_or("unknown"),
+        std::thread::available_parallelism().map_or(1, |n| n.get())
+    );
+    table.push_str("| ids | dim | pieces | our call | our CPU per row | buffer, wall | CPU | rows, wall | CPU | Redis, wall | CPU |\n");
+    table.push_str("|---|---|---|---|---|---|---|---|---|---|---|\n");
+    print!("{table}");
+    for &dim in &o.dims {
+        for &pieces in &o.pieces {
+            measure(&o, dim, pieces, &mut |line| {
+                println!("{line}");
+                table.push_str(&line);
+                table.push('\n');
+            });
         }
-        drop(store);
-        server.kill().unwrap();
-        raw.kill().unwrap();
-        _ = (server.wait(), raw.wait());
+    }
+    if let Some(readme) = &o.readme {
+        put(readme, &table);
     }
 }

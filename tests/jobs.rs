@@ -6,7 +6,8 @@ use graphtool::deploy::{self, RewriteOptions};
 use graphtool::exec::{Options, Session};
 use graphtool::ir::parse_model;
 use graphtool::job::{Job, Summary, predict};
-use graphtool::store;
+use graphtool::plan::Absent;
+use graphtool::store::{self, Memory, Store};
 use graphtool::tensor::{DType, Tensor};
 use std::path::Path;
 use std::sync::Arc;
@@ -145,5 +146,64 @@ fn the_auc_of_two_workers_is_two_thirds_where_each_has_one_half() {
     for workers in [1, 2] {
         let metrics = run(tmp.path(), (workers, false), 3, &input, Some("y")).1.metrics.expect("metrics");
         assert_eq!(metrics.auc.to_string(), "0.666667", "{workers} workers");
+    }
+}
+
+/// A session over a table in memory that has rows for the keys 1 and 3, and zeros for all others.
+fn keyed_session() -> (Session, Arc<Memory>) {
+    let mut memory = Memory::new();
+    let values = Tensor::new([2, 1], vec![10f32, 30.0]).expect("a tensor");
+    memory.add_keyed("T", &[1, 3], &values, Absent::Zero, None).expect("a table");
+    let store = Arc::new(memory);
+    let model = parse_model(
+        "graph g(ids: int64[b]) -> (p: float32[b]) {
+  param axis: int64[1] = [1]
+  rows = graphtool::RemoteLookup(ids) {tables=[\"T\"], rows=[2], dtypes=[1], row_ranks=[1], row_dims=[1], negative=[0]}
+  p = Squeeze(rows, axis)
+}",
+    );
+    let options = Options { store: Some(store.clone()), ..Options::default() };
+    (Session::new(&model.expect("a model"), options).expect("a session"), store)
+}
+
+#[test]
+fn runs_that_are_begun_have_sent_their_ids_and_count_their_own() {
+    let (session, store) = keyed_session();
+    let begin = |ids: Vec<i64>| session.begin(vec![("ids".into(), Tensor::vector(ids).into())]).expect("a run");
+    let (first, second) = (begin(vec![3, 5, 1]), begin(vec![7, 8, 9, 1]));
+    assert_eq!(store.stats().lookups, 2);
+    let tallies = [first.tally(), second.tally()];
+    let outputs = [second, first].map(|run| run.finish().expect("outputs").remove(0).1.into_tensor().expect("a tensor"));
+    assert_eq!(outputs, [Tensor::vector(vec![0f32, 0.0, 0.0, 10.0]), Tensor::vector(vec![30f32, 0.0, 10.0])]);
+    assert_eq!(tallies.map(|t| t.absent()), [1, 3]);
+}
+
+#[test]
+fn ids_that_are_sent_ahead_change_no_answer_and_are_counted_once() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let input = tmp.path().join("in.npz");
+    // A third of the ids are there; what is wrong in one batch is said after those before it.
+    npz::write_npz(&input, &[("ids".into(), Tensor::vector((0..100i64).map(|i| i % 6).collect::<Vec<_>>()))]).expect("written");
+    let (session, _) = keyed_session();
+    let specs = [InputSpec::tensor("ids", DType::I64, Some(vec![None]))];
+    let source = data::open(&input, &specs, &data::Options::default()).expect("samples");
+    let expected: Vec<f32> = (0..100)
+        .map(|i| {
+            if i % 6 == 1 {
+                10.0
+            } else if i % 6 == 3 {
+                30.0
+            } else {
+                0.0
+            }
+        })
+        .collect();
+    for prefetch in [0, 1, 2, 100] {
+        let output = tmp.path().join(format!("{prefetch}.npz"));
+        let sink = data::create(&output).expect("a file");
+        let job = Job { batch: 7, prefetch, ..Job::new(&session, source.as_ref()) };
+        let summary = predict(&job, Some(sink)).expect("a job");
+        assert_eq!((summary.samples, summary.filled.absent), (100, 66), "{prefetch} ahead");
+        assert_eq!(npz::Npz::open(&output).expect("outputs").get("p").expect("an output"), Tensor::vector(expected.clone()));
     }
 }

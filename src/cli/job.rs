@@ -6,7 +6,7 @@ use crate::exec::Session;
 use crate::formats::onnx::value::ValueKind;
 use crate::ir::{Dim, Type};
 use crate::job::metrics::{Figure, Report};
-use crate::job::{DEFAULT_BATCH, Summary, parts_dir};
+use crate::job::{DEFAULT_BATCH, DEFAULT_PREFETCH, Summary, parts_dir};
 use crate::plan::{Absent, Manifest};
 use crate::store::{Cached, ConnectOptions, Store, Verify};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -54,6 +54,9 @@ pub(super) struct JobArgs {
     /// Samples in a batch; only equal batches give equal bits
     #[arg(short, long, default_value_t = DEFAULT_BATCH, value_parser = positive)]
     pub(super) batch_size: usize,
+    /// Batches whose ids are sent to the pservers while another batch is computed; 0 for none. Results are the same
+    #[arg(long, default_value_t = DEFAULT_PREFETCH, value_name = "BATCHES")]
+    pub(super) prefetch: usize,
     /// Threads for kernels; 0 is one per core [default: 0, in a launched job the cores shared out]
     #[arg(short, long)]
     pub(super) threads: Option<usize>,

@@ -270,6 +270,7 @@ fn child_args(args: &Args, dir: &Path, parts: &Path, worker: bool, servers: &[Se
         return out;
     }
     flag("--batch-size", job.batch_size.to_string());
+    flag("--prefetch", job.prefetch.to_string());
     flag("--connect-timeout", job.connect_timeout.to_string());
     flag("--rpc-timeout", job.rpc_timeout.to_string());
     flag("--on-unavailable", job.on_unavailable.clone());

@@ -2,7 +2,6 @@
 
 use super::output;
 use super::run::listen;
-use crate::job::Filled;
 use crate::job::exposition::Exposition;
 use crate::job::monitor::{Monitor, monitor};
 use crate::store::{BOUNDS, Cached, Durations, Fallback, ServerWatch, Store};
@@ -28,15 +27,6 @@ pub(super) struct Ids {
     pub(super) store: Option<Arc<dyn Store>>,
     pub(super) cache: Option<Arc<Cached>>,
     pub(super) fallback: Option<Arc<Fallback>>,
-}
-
-impl Ids {
-    /// What became of the ids so far.
-    pub(super) fn filled(&self) -> Filled {
-        let stats = self.store.as_ref().map(|s| s.stats()).unwrap_or_default();
-        let unavailable = self.fallback.as_ref().map_or(0, |f| f.defaulted());
-        Filled { absent: stats.absent, unavailable, cache_hits: stats.cache_hits, cache_misses: stats.cache_misses }
-    }
 }
 
 /// Serves at `address` and says where, on stderr.

@@ -506,7 +506,7 @@ fn job(
         score: a.score.clone(),
         // Worker 0 may want outputs of which the others know nothing.
         outputs: a.output.is_some() || args.parts.is_none(),
-        filled: &|| ids.filled(),
+        prefetch: a.prefetch,
         progress: &|done, all| {
             meter.set(done, all);
             if let Some(watch) = watch {

@@ -1,6 +1,7 @@
 //! `.csv` files, gzipped or not: a header row, then one row per sample. They are read in batches at any place, with an index
 //! of row starts, and never held whole.
 
+mod lines;
 mod scan;
 mod write;
 
@@ -25,16 +26,22 @@ pub struct Csv {
     rows: scan::Rows,
     empty: Option<String>,
     gzip: bool,
+    /// Whether no cell is quoted.
+    plain: bool,
     /// A gzip stream cannot be entered in the middle: the reader stays where it is for the next batch.
     cursor: Mutex<Option<Cursor>>,
 }
 
-/// A reader and what it stands before.
+/// A reader and the row that it stands before.
 struct Cursor {
-    reader: Reader<Box<dyn Read + Send>>,
+    reader: Rows,
     row: usize,
-    /// The line number that the reader calls 1.
-    line: u64,
+}
+
+enum Rows {
+    Plain(lines::Lines),
+    /// With the line number that the reader calls 1.
+    Quoted(Box<Reader<Box<dyn Read + Send>>>, u64),
 }
 
 fn records(from: Box<dyn Read + Send>) -> Reader<Box<dyn Read + Send>> {
@@ -48,7 +55,15 @@ impl Csv {
     /// A file that cannot be read, or that has no header row.
     pub fn open(path: &Path, empty: Option<String>) -> Result<Self, DataError> {
         let gzip = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
-        let mut csv = Self { path: path.into(), header: Vec::new(), rows: scan::Rows::default(), empty, gzip, cursor: Mutex::default() };
+        let mut csv = Self {
+            path: path.into(),
+            header: Vec::new(),
+            rows: scan::Rows::default(),
+            empty,
+            gzip,
+            plain: false,
+            cursor: Mutex::default(),
+        };
         let mut first = ByteRecord::new();
         let found = records(csv.stream(0)?).read_byte_record(&mut first).map_err(|e| csv.broken(e))?;
         if !found {
@@ -59,7 +74,10 @@ impl Csv {
             csv.header.push(name.trim().to_string());
         }
         csv.rows = match scan::simple(csv.stream(0)?).map_err(DataError::io(path))? {
-            Some(rows) => rows,
+            Some(rows) => {
+                csv.plain = true;
+                rows
+            }
             None => scan::quoted(records(csv.stream(0)?)).map_err(|e| csv.broken(e))?,
         };
         Ok(csv)
@@ -94,38 +112,82 @@ impl Csv {
 
     /// A reader that stands before a row, or shortly before.
     fn cursor(&self, row: usize) -> Result<Cursor, DataError> {
+        let (start, row) = if self.gzip { (scan::Start { offset: 0, line: 1 }, 0) } else { self.rows.before(row) };
+        let stream = self.stream(start.offset)?;
+        let mut reader = match self.plain {
+            true => Rows::Plain(lines::Lines::new(stream, start.line)),
+            false => Rows::Quoted(Box::new(records(stream)), start.line),
+        };
         if self.gzip {
-            let mut reader = records(self.stream(0)?);
-            reader.read_byte_record(&mut ByteRecord::new()).map_err(|e| self.broken(e))?;
-            return Ok(Cursor { reader, row: 0, line: 1 });
+            // The header.
+            match &mut reader {
+                Rows::Plain(lines) => drop(lines.next().map_err(DataError::io(&self.path))?),
+                Rows::Quoted(records, _) => drop(records.read_byte_record(&mut ByteRecord::new()).map_err(|e| self.broken(e))?),
+            }
         }
-        let (start, row) = self.rows.before(row);
-        Ok(Cursor { reader: records(self.stream(start.offset)?), row, line: start.line })
+        Ok(Cursor { reader, row })
     }
 
     fn fill(&self, cursor: &mut Cursor, range: Range<usize>, columns: &mut [Column]) -> Result<(), DataError> {
         let mut record = ByteRecord::new();
+        // Columns in the order of their places.
+        let mut order: Vec<usize> = (0..columns.len()).collect();
+        order.sort_by_key(|&i| columns[i].place);
         while cursor.row < range.end {
-            if !cursor.reader.read_byte_record(&mut record).map_err(|e| self.broken(e))? {
+            let wanted = cursor.row >= range.start;
+            let more = match &mut cursor.reader {
+                Rows::Plain(lines) => match lines.next().map_err(DataError::io(&self.path))? {
+                    Some((bytes, line)) if wanted => self.put_line(bytes, line, &order, columns).map(|()| true)?,
+                    found => found.is_some(),
+                },
+                Rows::Quoted(reader, first) => {
+                    let more = reader.read_byte_record(&mut record).map_err(|e| self.broken(e))?;
+                    if more && wanted {
+                        let line = *first + line_of(&record, reader.position().line()) - 1;
+                        self.put_record(&record, line, columns)?;
+                    }
+                    more
+                }
+            };
+            if !more {
                 return Err(DataError::file(&self.path, format!("ends before sample {}, it was {} long", cursor.row, self.rows.count)));
             }
             cursor.row += 1;
-            if cursor.row <= range.start {
-                continue;
-            }
-            let line = cursor.line + line_of(&record, cursor.reader.position().line()) - 1;
-            if record.len() != self.header.len() {
-                let column = self.header.get(record.len()).or(self.header.last()).map_or("", String::as_str);
-                return Err(self.cell(line, column, format!("the row has {} cells, the header {}", record.len(), self.header.len())));
-            }
-            for column in &mut *columns {
-                let bytes = record.get(column.place).unwrap_or_default();
-                let put = std::str::from_utf8(bytes).map_err(|_| "is not UTF-8".to_string());
-                let put = put.and_then(|text| column.cells.put(text, self.empty.as_deref()));
-                put.map_err(|what| self.cell(line, &self.header[column.place], what))?;
-            }
         }
         Ok(())
+    }
+
+    fn check_count(&self, line: u64, cells: usize) -> Result<(), DataError> {
+        if cells == self.header.len() {
+            return Ok(());
+        }
+        let column = self.header.get(cells).or(self.header.last()).map_or("", String::as_str);
+        Err(self.cell(line, column, format!("the row has {cells} cells, the header {}", self.header.len())))
+    }
+
+    fn put(&self, line: u64, column: &mut Column, bytes: &[u8]) -> Result<(), DataError> {
+        let put = std::str::from_utf8(bytes).map_err(|_| "is not UTF-8".to_string());
+        let put = put.and_then(|text| column.cells.put(text, self.empty.as_deref()));
+        put.map_err(|what| self.cell(line, &self.header[column.place], what))
+    }
+
+    fn put_record(&self, record: &ByteRecord, line: u64, columns: &mut [Column]) -> Result<(), DataError> {
+        self.check_count(line, record.len())?;
+        columns.iter_mut().try_for_each(|c| self.put(line, c, record.get(c.place).unwrap_or_default()))
+    }
+
+    /// Takes the cells of a line without quotes; `order` is that of the places of `columns`.
+    fn put_line(&self, bytes: &[u8], line: u64, order: &[usize], columns: &mut [Column]) -> Result<(), DataError> {
+        let (mut place, mut from, mut order) = (0, 0, order.iter().peekable());
+        let mut done = Ok(());
+        for to in memchr::memchr_iter(b',', bytes).chain([bytes.len()]) {
+            while let Some(&i) = order.next_if(|&&i| columns[i].place == place) {
+                // How many cells there are is said before what is wrong in one.
+                done = done.and_then(|()| self.put(line, &mut columns[i], &bytes[from..to]));
+            }
+            (place, from) = (place + 1, to + 1);
+        }
+        self.check_count(line, place).and(done)
     }
 }
 
@@ -195,6 +257,11 @@ struct Numbers<T>(Vec<T>, fn(&str) -> Option<T>);
 
 impl<T: Element> Cells for Numbers<T> {
     fn put(&mut self, text: &str, empty: Option<&str>) -> Result<(), String> {
+        // Most cells are a number and nothing else.
+        if let Some(number) = (self.1)(text) {
+            self.0.push(number);
+            return Ok(());
+        }
         let text = text.trim();
         let used = match (text, empty) {
             ("", None) => return Err(format!("expected {}, found an empty cell", T::DTYPE)),

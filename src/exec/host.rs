@@ -5,7 +5,7 @@ use crate::comm::{Comm, ReduceOp};
 use crate::ir::{Attrs, OpName};
 use crate::ops::OpError;
 use crate::ops::remote::{LookupSpec, PoolMode, TableSpec, row_of};
-use crate::store::{Query, Store};
+use crate::store::{Query, Store, Tally};
 use crate::tensor::{DType, Shape, Tensor, Value};
 use crate::{dispatch, dispatch_float, invalid, unsupported};
 use futures::FutureExt;
@@ -91,11 +91,10 @@ impl Host {
         Ok(())
     }
 
-    /// Starts a step. Ids are checked before anything is sent.
-    pub(super) fn start(&self, step: &HostStep, inputs: Vec<Option<Value>>) -> Result<Pending, String> {
-        let job = self.job(step, inputs)?;
+    /// Starts a step, whose lookups are counted in `tally`. Ids are checked before anything is sent.
+    pub(super) fn start(&self, step: &HostStep, inputs: Vec<Option<Value>>, tally: &Arc<Tally>) -> Result<Pending, String> {
+        let mut job = tally.clone().of(self.job(step, inputs)?).boxed();
         let (sender, receiver) = channel();
-        let mut job = job;
         let _context = self.runtime.as_ref().map(tokio::runtime::Handle::enter);
         // A store in this process answers at once; then there is no need to hop.
         match (&mut job).now_or_never() {
@@ -183,6 +182,11 @@ fn text(e: impl ToString) -> String {
 }
 
 impl HostStep {
+    /// Whether it waits for a store alone, not for other ranks.
+    pub(super) fn is_lookup(&self) -> bool {
+        matches!(self, HostStep::Lookup(_) | HostStep::Bag { .. })
+    }
+
     /// What ranks agree on besides the order: the kind of step.
     fn name(&self) -> &'static str {
         match self {

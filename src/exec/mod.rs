@@ -9,8 +9,9 @@ mod scheduler;
 mod session;
 mod trace;
 
+pub use crate::store::Tally;
 pub use profile::Profile;
-pub use session::{Options, Session};
+pub use session::{Begun, Options, Session};
 pub use trace::Trace;
 
 /// Why a model cannot be run, or a run failed.

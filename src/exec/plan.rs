@@ -75,6 +75,8 @@ pub(super) struct Plan {
     pub(super) output_types: Vec<Option<Type>>,
     /// Whether some step, here or within, waits for a store or for other ranks.
     pub(super) waits: bool,
+    /// Steps at the front that make ids and start lookups; none of them waits.
+    pub(super) ahead: usize,
 }
 
 /// Nodes of functions that may be compiled, each call with other attributes anew.
@@ -155,6 +157,7 @@ impl<'m> Compiler<'m> {
             plan.output_types.push(output.ty.clone());
         }
         plan.mark_last_uses();
+        plan.mark_ahead();
         Ok(plan)
     }
 
@@ -498,7 +501,7 @@ impl Plan {
             }
         }
         for step in self.steps.iter_mut().rev() {
-            for captured in step.captures() {
+            for captured in step.captures().collect::<Vec<_>>() {
                 if let Source::Slot(s) = captured
                     && !seen[s]
                 {
@@ -523,12 +526,50 @@ impl Plan {
     }
 }
 
-impl Step {
-    fn captures(&self) -> Vec<Source> {
-        match &self.action {
-            Action::If { then_branch, else_branch } => then_branch.captures.iter().chain(&else_branch.captures).copied().collect(),
-            Action::Loop(b) | Action::SequenceMap(b) | Action::Scan { body: b, .. } => b.captures.clone(),
-            _ => Vec::new(),
+impl Plan {
+    /// Finds the steps that can be done before the rest.
+    fn mark_ahead(&mut self) {
+        let mut late = vec![false; self.slots];
+        for (i, step) in self.steps.iter().enumerate() {
+            let waits = step.sources().any(|s| matches!(s, Source::Slot(s) if late[s]));
+            let lookup = matches!(&step.action, Action::Host(host) if host.is_lookup());
+            if waits || step.action.waits() && !lookup {
+                return;
+            }
+            if lookup {
+                step.outputs.iter().flatten().for_each(|&s| late[s] = true);
+                self.ahead = i + 1;
+            }
         }
+    }
+}
+
+impl Action {
+    /// Whether it waits for a store or for other ranks.
+    pub(super) fn waits(&self) -> bool {
+        match self {
+            Action::Kernel(_) => false,
+            Action::Host(_) => true,
+            Action::Call(plan) => plan.waits,
+            Action::If { then_branch, else_branch } => then_branch.plan.waits || else_branch.plan.waits,
+            Action::Loop(b) | Action::SequenceMap(b) | Action::Scan { body: b, .. } => b.plan.waits,
+        }
+    }
+}
+
+impl Step {
+    /// What its bodies read of the plan around them.
+    pub(super) fn captures(&self) -> impl Iterator<Item = Source> + '_ {
+        let bodies = match &self.action {
+            Action::If { then_branch, else_branch } => [Some(then_branch), Some(else_branch)],
+            Action::Loop(b) | Action::SequenceMap(b) | Action::Scan { body: b, .. } => [Some(b), None],
+            _ => [None, None],
+        };
+        bodies.into_iter().flatten().flat_map(|b| b.captures.iter().copied())
+    }
+
+    /// All that it reads.
+    pub(super) fn sources(&self) -> impl Iterator<Item = Source> + '_ {
+        self.inputs.iter().flatten().copied().chain(self.captures())
     }
 }

@@ -1,5 +1,6 @@
 //! Runs a plan. Pure steps run one after another on the session's thread pool; a host step is started when its inputs
-//! exist and awaited by its first reader. This is the one bridge between the pool and the asynchronous runtime.
+//! exist and awaited by its first reader. This is the one bridge between the pool and the asynchronous runtime. A run can be
+//! left after the lookups that it begins with, for another to go on while they are answered.
 
 use super::ExecError;
 use super::control;
@@ -7,8 +8,10 @@ use super::host::Host;
 use super::plan::{Action, Body, Plan, Source, Step};
 use super::profile::Profile;
 use super::trace::{Event, Row, Trace, describe};
-use crate::ops::{Args, OpError, Outputs};
+use crate::ops::{Args, Outputs};
+use crate::store::Tally;
 use crate::tensor::Value;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
@@ -29,6 +32,8 @@ pub(super) struct Run<'a> {
     pub(super) alone: bool,
     /// Where events go, and the number of the run.
     pub(super) trace: Option<(&'a Trace, u64)>,
+    /// What became of the ids that it looks up.
+    pub(super) tally: Arc<Tally>,
 }
 
 impl Run<'_> {
@@ -38,12 +43,6 @@ impl Run<'_> {
             return Err(format!("its loops ran more than {MAX_ITERATIONS} iterations"));
         }
         Ok(())
-    }
-
-    /// Runs a kernel on the pool. A plan that never waits is on it already, and a short run stays where it is.
-    fn kernel(&self, plan: &Plan, f: impl FnOnce() -> Result<Outputs, OpError> + Send) -> Result<Outputs, String> {
-        let done = if plan.waits && !self.alone { self.pool.install(f) } else { f() };
-        done.map_err(|e| e.to_string())
     }
 
     /// Notes what a step did from `start` on, if that is wanted.
@@ -75,9 +74,12 @@ impl Waited {
     }
 }
 
-struct Env<'p> {
+/// A run of a plan, somewhere between its steps.
+pub(super) struct Env<'p> {
     plan: &'p Plan,
     slots: Vec<Option<Value>>,
+    /// The step that comes next.
+    next: usize,
     /// Host steps under way, and the slots that wait for one.
     pending: Vec<Waited>,
     waiting: Vec<Option<usize>>,
@@ -87,7 +89,16 @@ fn at(step: &Step, detail: impl ToString) -> ExecError {
     ExecError::Node { node: step.label.clone(), op: step.op.to_string(), detail: detail.to_string() }
 }
 
-impl Env<'_> {
+impl<'p> Env<'p> {
+    /// A run on the plan's inputs, then its captures.
+    pub(super) fn new(plan: &'p Plan, inputs: Vec<Option<Value>>) -> Self {
+        let mut env = Self { plan, slots: vec![None; plan.slots], next: 0, pending: Vec::new(), waiting: vec![None; plan.slots] };
+        for (slot, value) in plan.inputs.iter().zip(inputs) {
+            env.slots[*slot] = value;
+        }
+        env
+    }
+
     fn get(&self, source: Source) -> Option<Value> {
         match source {
             Source::Const(c) => Some(self.plan.constants[c].clone()),
@@ -95,10 +106,17 @@ impl Env<'_> {
         }
     }
 
+    /// The host step that a source waits for.
+    fn awaited(&self, source: Source) -> Option<usize> {
+        match source {
+            Source::Const(_) => None,
+            Source::Slot(slot) => self.waiting.get(slot).copied().flatten(),
+        }
+    }
+
     /// Waits for the host step that makes a slot, if it is still under way.
     fn settle(&mut self, source: Source, r: &Run) -> Result<(), ExecError> {
-        let Source::Slot(slot) = source else { return Ok(()) };
-        let Some(step) = self.waiting.get(slot).copied().flatten() else { return Ok(()) };
+        let Some(step) = self.awaited(source) else { return Ok(()) };
         let Some(at_pending) = self.pending.iter().position(|p| p.step == step) else { return Ok(()) };
         let values = self.pending.swap_remove(at_pending).end(self.plan, r)?;
         self.store(step, values)
@@ -129,68 +147,97 @@ impl Env<'_> {
             Some(source) => self.get(*source),
         })
     }
-}
 
-/// Runs `plan` on its inputs, then its captures.
-pub(super) fn run(plan: &Plan, inputs: Vec<Option<Value>>, r: &Run) -> Result<Vec<Value>, ExecError> {
-    let mut env = Env { plan, slots: vec![None; plan.slots], pending: Vec::new(), waiting: vec![None; plan.slots] };
-    for (slot, value) in plan.inputs.iter().zip(inputs) {
-        env.slots[*slot] = value;
+    /// The end of the steps before `end` that come next and do not wait.
+    fn stretch(&self, end: usize) -> usize {
+        let waits = |step: &Step| step.action.waits() || !self.pending.is_empty() && step.sources().any(|s| self.awaited(s).is_some());
+        self.plan.steps[self.next..end].iter().position(waits).map_or(end, |n| self.next + n)
     }
-    for (index, step) in plan.steps.iter().enumerate() {
-        if !env.pending.is_empty() {
-            for source in step.inputs.iter().flatten().copied().chain(captures(step)) {
-                env.settle(source, r)?;
+
+    /// Runs the steps before `end`: those that do not wait on the pool, one after another without a hop, the others here. A
+    /// short run has them all here.
+    pub(super) fn advance(&mut self, end: usize, r: &Run) -> Result<(), ExecError> {
+        while self.next < end {
+            let pure = if r.alone { self.next } else { self.stretch(end) };
+            if pure > self.next {
+                r.pool.install(|| (self.next..pure).try_for_each(|_| self.step(r)))?;
+                continue;
+            }
+            let step = &self.plan.steps[self.next];
+            if !self.pending.is_empty() {
+                step.sources().try_for_each(|source| self.settle(source, r))?;
+            }
+            if r.alone || step.action.waits() {
+                self.step(r)?;
             }
         }
+        Ok(())
+    }
+
+    /// Runs the next step, whose operands are there.
+    fn step(&mut self, r: &Run) -> Result<(), ExecError> {
+        let (index, plan) = (self.next, self.plan);
+        let step = &plan.steps[index];
         let tracing = r.trace.is_some();
         let start = (tracing || r.profile.is_some()).then(Instant::now);
         match &step.action {
             Action::Host(host) => {
-                let inputs: Vec<Option<Value>> = env.inputs(index).collect();
+                let inputs: Vec<Option<Value>> = self.inputs(index).collect();
                 let given = if tracing { describe(inputs.iter().map(Option::as_ref)) } else { Vec::new() };
                 let start = Instant::now();
-                let pending = r.host.start(host, inputs).map_err(|e| at(step, e))?;
-                step.outputs.iter().flatten().for_each(|&s| env.waiting[s] = Some(index));
-                env.pending.push(Waited { step: index, pending, start, inputs: given });
+                let pending = r.host.start(host, inputs, &r.tally).map_err(|e| at(step, e))?;
+                step.outputs.iter().flatten().for_each(|&s| self.waiting[s] = Some(index));
+                self.pending.push(Waited { step: index, pending, start, inputs: given });
             }
             Action::Kernel(kernel) => {
-                let args = Args::new(env.inputs(index));
+                let args = Args::new(self.inputs(index));
                 let given = if tracing { describe((0..args.len()).map(|i| args.value(i))) } else { Vec::new() };
-                let outputs = call(|| r.kernel(plan, || kernel(args))).map_err(|e| at(step, e))?;
+                let outputs = call(|| kernel(args).map_err(|e| e.to_string())).map_err(|e| at(step, e))?;
                 if let Some(start) = start.filter(|_| tracing) {
                     r.note(step, Row::Steps, (start, Instant::now()), given, &outputs);
                 }
-                env.store(index, outputs)?;
+                self.store(index, outputs)?;
             }
             action => {
-                let values: Vec<Option<Value>> = env.inputs(index).collect();
+                let values: Vec<Option<Value>> = self.inputs(index).collect();
                 let given = if tracing { describe(values.iter().map(Option::as_ref)) } else { Vec::new() };
-                let outputs = control_step(action, step, values, &env, r)?;
+                let outputs = control_step(action, step, values, self, r)?;
                 if let Some(start) = start.filter(|_| tracing) {
                     r.note(step, Row::Steps, (start, Instant::now()), given, &outputs);
                 }
-                env.store(index, outputs)?;
+                self.store(index, outputs)?;
             }
         }
         if let (Some(profile), Some(start)) = (r.profile, start) {
             profile.add(&step.op.name, start.elapsed());
         }
         for &slot in &step.free {
-            if env.waiting[slot].is_none() {
-                env.slots[slot] = None;
+            if self.waiting[slot].is_none() {
+                self.slots[slot] = None;
             }
         }
+        self.next += 1;
+        Ok(())
     }
-    for source in &plan.outputs {
-        env.settle(*source, r)?;
+
+    /// Runs the steps that are left and gives the outputs.
+    pub(super) fn finish(&mut self, r: &Run) -> Result<Vec<Value>, ExecError> {
+        self.advance(self.plan.steps.len(), r)?;
+        for source in &self.plan.outputs {
+            self.settle(*source, r)?;
+        }
+        // Steps whose values nobody read have still to be seen to the end.
+        while let Some(waited) = self.pending.pop() {
+            waited.end(self.plan, r)?;
+        }
+        let outputs = self.plan.outputs.iter().zip(&self.plan.output_names);
+        outputs.map(|(&s, name)| self.get(s).ok_or_else(|| ExecError::Model(format!("output \"{name}\" was not made")))).collect()
     }
-    // Steps whose values nobody read have still to be seen to the end.
-    while let Some(waited) = env.pending.pop() {
-        waited.end(plan, r)?;
-    }
-    let outputs = plan.outputs.iter().zip(&plan.output_names);
-    outputs.map(|(&s, name)| env.get(s).ok_or_else(|| ExecError::Model(format!("output \"{name}\" was not made")))).collect()
+}
+
+/// Runs `plan` on its inputs, then its captures.
+pub(super) fn run(plan: &Plan, inputs: Vec<Option<Value>>, r: &Run) -> Result<Vec<Value>, ExecError> {
+    Env::new(plan, inputs).finish(r)
 }
 
 /// Runs `f`, turning a panic into an error.
@@ -199,15 +246,6 @@ fn call(f: impl FnOnce() -> Result<Outputs, String>) -> Result<Outputs, String> 
         let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
         Err(format!("internal error: {}", text.unwrap_or("a panic without a message")))
     })
-}
-
-fn captures(step: &Step) -> impl Iterator<Item = Source> {
-    let list: &[&Body] = match &step.action {
-        Action::If { then_branch, else_branch } => &[then_branch, else_branch],
-        Action::Loop(b) | Action::SequenceMap(b) | Action::Scan { body: b, .. } => &[b],
-        _ => &[],
-    };
-    list.iter().flat_map(|b| b.captures.iter().copied()).collect::<Vec<_>>().into_iter()
 }
 
 fn control_step(action: &Action, step: &Step, values: Vec<Option<Value>>, env: &Env, r: &Run) -> Result<Vec<Value>, ExecError> {

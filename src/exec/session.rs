@@ -4,12 +4,12 @@ use super::ExecError;
 use super::host::Host;
 use super::plan::{Action, Body, Compiler, Plan};
 use super::profile::Profile;
-use super::scheduler::{Run, run};
+use super::scheduler::{Env, Run};
 use super::trace::{Trace, describe};
 use crate::comm::Comm;
 use crate::ir::{Model, Type};
 use crate::ops::threads;
-use crate::store::Store;
+use crate::store::{Store, Tally};
 use crate::tensor::{Recycling, Tensor, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -108,6 +108,39 @@ impl Session {
     /// # Errors
     /// A missing or unknown input, one of another type than the model states, and whatever a node says.
     pub fn run(&self, inputs: Vec<(String, Value)>) -> Result<Vec<(String, Value)>, ExecError> {
+        self.start(inputs)?.finish()
+    }
+
+    /// Begins a run: sends the ids of the lookups that wait for no other, and comes back before they are answered.
+    ///
+    /// # Errors
+    /// As [`Session::run`], of what is done so far.
+    pub fn begin(&self, inputs: Vec<(String, Value)>) -> Result<Begun<'_>, ExecError> {
+        let mut begun = self.start(inputs)?;
+        begun.on_its_threads(|env, run| env.advance(self.plan.ahead, run))?;
+        Ok(begun)
+    }
+
+    /// A run before its first step.
+    fn start(&self, inputs: Vec<(String, Value)>) -> Result<Begun<'_>, ExecError> {
+        let values = self.values(inputs)?;
+        let elements = values.iter().flatten().filter_map(|v| v.as_tensor().map(Tensor::len)).sum();
+        let given = self.trace.as_ref().map(|_| describe(values.iter().map(Option::as_ref))).unwrap_or_default();
+        let alone = self.flat && (self.pool.current_num_threads() == 1 || elements < self.long.load(Relaxed));
+        let run = Run {
+            host: &self.host,
+            pool: &self.pool,
+            profile: self.profile.as_ref(),
+            iterations: AtomicU64::new(0),
+            alone,
+            trace: self.trace.as_deref().map(|t| (t, t.batch())),
+            tally: Arc::default(),
+        };
+        Ok(Begun { session: self, env: Env::new(&self.plan, values), run, elements, start: Instant::now(), given })
+    }
+
+    /// The inputs in the plan's order, checked.
+    fn values(&self, inputs: Vec<(String, Value)>) -> Result<Vec<Option<Value>>, ExecError> {
         let plan = &self.plan;
         let mut values: Vec<Option<Value>> = vec![None; plan.inputs.len()];
         for (name, value) in inputs {
@@ -136,39 +169,50 @@ impl Session {
                 return Err(ExecError::Input { name: plan.input_names[i].clone(), detail });
             }
         }
-        let results = self.run_plan(values)?;
+        Ok(values)
+    }
+}
+
+/// A run whose first lookups are under way.
+pub struct Begun<'s> {
+    session: &'s Session,
+    env: Env<'s>,
+    run: Run<'s>,
+    /// Of all inputs.
+    elements: usize,
+    start: Instant,
+    /// The inputs, described for a trace.
+    given: Vec<String>,
+}
+
+impl<'s> Begun<'s> {
+    /// Runs the rest.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn finish(mut self) -> Result<Vec<(String, Value)>, ExecError> {
+        let plan = &self.session.plan;
+        let results = self.on_its_threads(|env, run| env.finish(run))?;
+        if let Some((trace, batch)) = self.run.trace {
+            trace.batch_done(batch, self.start, self.given, &results);
+        }
         Ok(plan.output_names.iter().cloned().zip(results).collect())
     }
 
-    fn run_plan(&self, values: Vec<Option<Value>>) -> Result<Vec<Value>, ExecError> {
-        let plan = &self.plan;
-        let elements = values.iter().flatten().filter_map(|v| v.as_tensor().map(Tensor::len)).sum();
-        let several = self.pool.current_num_threads() > 1;
-        let given = self.trace.as_ref().map(|_| describe(values.iter().map(Option::as_ref))).unwrap_or_default();
-        let alone = self.flat && (!several || elements < self.long.load(Relaxed));
-        let shared = Run {
-            host: &self.host,
-            pool: &self.pool,
-            profile: self.profile.as_ref(),
-            iterations: AtomicU64::new(0),
-            alone,
-            trace: self.trace.as_deref().map(|t| (t, t.batch())),
-        };
-        let start = Instant::now();
-        let results = if alone {
-            let (results, long) = threads::alone(|| run(plan, values, &shared));
-            if long && several {
-                self.long.fetch_min(elements, Relaxed);
-            }
-            results
-        } else if plan.waits {
-            // It stays off the pool, whose threads must not block.
-            run(plan, values, &shared)
-        } else {
-            self.pool.install(|| run(plan, values, &shared))
-        };
-        if let (Some((trace, batch)), Ok(made)) = (shared.trace, &results) {
-            trace.batch_done(batch, start, given, made);
+    /// What becomes of the ids that this run looks up.
+    pub fn tally(&self) -> Arc<Tally> {
+        self.run.tally.clone()
+    }
+
+    /// Runs steps; where all are to stay on this thread, sees whether they had loops for more.
+    fn on_its_threads<T>(&mut self, steps: impl FnOnce(&mut Env<'s>, &Run<'s>) -> T) -> T {
+        let (env, run) = (&mut self.env, &self.run);
+        if !run.alone {
+            return steps(env, run);
+        }
+        let (results, long) = threads::alone(|| steps(env, run));
+        if long && self.session.pool.current_num_threads() > 1 {
+            self.session.long.fetch_min(self.elements, Relaxed);
         }
         results
     }

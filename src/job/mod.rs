@@ -13,5 +13,5 @@ pub mod roles;
 mod schedule;
 
 pub use parts::{PartsOptions, parts_dir, remove_parts};
-pub use predict::{DEFAULT_BATCH, Job, JobError, Summary, predict};
+pub use predict::{DEFAULT_BATCH, DEFAULT_PREFETCH, Job, JobError, Summary, predict};
 pub use record::Filled;

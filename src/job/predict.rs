@@ -11,15 +11,19 @@ use super::record::{Filled, Record};
 use super::schedule::Schedule;
 use crate::comm::{Comm, CommError, ReduceOp};
 use crate::data::{DataError, Samples, Sink, Source};
-use crate::exec::{ExecError, Session};
+use crate::exec::{self, ExecError, Session};
 use crate::tensor::{DType, Tensor, Value, cast};
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 /// Samples in a batch unless the caller says otherwise; one default, for only equal batches give equal bits.
 pub const DEFAULT_BATCH: usize = 1024;
+
+/// Batches whose ids are sent ahead unless the caller says otherwise.
+pub const DEFAULT_PREFETCH: usize = 1;
 
 /// What a prediction needs.
 pub struct Job<'a> {
@@ -47,8 +51,8 @@ pub struct Job<'a> {
     pub score: Option<String>,
     /// Whether outputs are wanted at all.
     pub outputs: bool,
-    /// What became of the ids so far.
-    pub filled: &'a dyn Fn() -> Filled,
+    /// Batches whose ids are sent while another is computed.
+    pub prefetch: usize,
     /// Called with the samples that are done so far, here, and whether these are all that are done here.
     pub progress: &'a dyn Fn(usize, bool),
     /// Called on rank 0 when the output stands, before the others end.
@@ -71,7 +75,7 @@ impl<'a> Job<'a> {
             keep: Vec::new(),
             score: None,
             outputs: true,
-            filled: &Filled::default,
+            prefetch: DEFAULT_PREFETCH,
             progress: &|_, _| {},
             conclude: &|_| Ok(()),
         }
@@ -227,19 +231,53 @@ impl Totals {
     }
 }
 
-/// Computes the batches of a schedule and gives each to `done`.
+/// A batch whose ids are under way, and what is wanted of it besides.
+struct Begun<'s> {
+    range: Range<usize>,
+    run: Result<exec::Begun<'s>, ExecError>,
+    labels: Option<Vec<f64>>,
+    groups: Option<Vec<String>>,
+    kept: Vec<(String, Value)>,
+}
+
+impl<'s> Begun<'s> {
+    fn new(job: &Job<'s>, batch: Batch) -> Self {
+        let Batch { range, inputs, labels, groups, kept } = batch;
+        Self { range, run: job.session.begin(inputs), labels, groups, kept }
+    }
+
+    fn finish(self, job: &Job) -> Result<Record, JobError> {
+        let range = self.range;
+        let fault = |error| JobError::Batch { range: range.clone(), error };
+        let run = self.run.map_err(fault)?;
+        let tally = run.tally();
+        let outputs = run.finish().map_err(fault)?;
+        let metrics = self.labels.map(|l| score(job, &l, self.groups.as_deref(), &outputs)).transpose()?;
+        let outputs = if job.outputs { self.kept.into_iter().chain(outputs).collect() } else { Vec::new() };
+        Ok(Record { filled: Filled::of(&tally), range, metrics, outputs })
+    }
+}
+
+/// Computes the batches of a schedule and gives each to `done`, in order. The ids of those that come next are sent before.
 fn run(job: &Job, schedule: Schedule, before: usize, done: &mut dyn FnMut(Record) -> Result<(), JobError>) -> Result<(), JobError> {
     let mut samples = before;
     std::thread::scope(|scope| {
-        for batch in read_ahead(scope, job, schedule) {
-            let Batch { range, inputs, labels, groups, kept } = batch?;
-            let before = (job.filled)();
-            let outputs = job.session.run(inputs).map_err(|error| JobError::Batch { range: range.clone(), error })?;
-            let metrics = labels.map(|l| score(job, &l, groups.as_deref(), &outputs)).transpose()?;
-            let filled = (job.filled)().since(before);
-            samples += range.len();
-            let outputs = if job.outputs { kept.into_iter().chain(outputs).collect() } else { Vec::new() };
-            done(Record { range, filled, metrics, outputs })?;
+        let batches = read_ahead(scope, job, schedule);
+        let mut begun = VecDeque::new();
+        loop {
+            // A batch that is not read yet is not waited for while another can be computed.
+            let next = if begun.is_empty() { batches.recv().ok() } else { batches.try_recv().ok() };
+            if let Some(batch) = next {
+                // What is wrong is said in its turn.
+                begun.push_back(batch.map(|b| Begun::new(job, b)));
+                if begun.len() <= job.prefetch {
+                    continue;
+                }
+            }
+            let Some(first) = begun.pop_front() else { break };
+            let record = first?.finish(job)?;
+            samples += record.range.len();
+            done(record)?;
             (job.progress)(samples, false);
         }
         (job.progress)(samples, true);

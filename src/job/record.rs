@@ -3,6 +3,7 @@
 use super::metrics::Metrics;
 use super::predict::JobError;
 use crate::data::{Samples, Sink, whole_count};
+use crate::exec::Tally;
 use crate::formats::onnx::value::{ValueKind, decode_value, encode_value};
 use crate::tensor::Value;
 use bytes::{Buf, Bytes};
@@ -32,8 +33,9 @@ impl Filled {
         Self::each(|f| f(&self) + f(&o))
     }
 
-    pub(super) fn since(self, before: Self) -> Self {
-        Self::each(|f| f(&self).saturating_sub(f(&before)))
+    /// What a run of the model counted.
+    pub(super) fn of(t: &Tally) -> Self {
+        Self { absent: t.absent(), unavailable: t.unavailable(), cache_hits: t.cache_hits(), cache_misses: t.cache_misses() }
     }
 
     fn each(count: impl Fn(fn(&Self) -> u64) -> u64) -> Self {

@@ -82,11 +82,13 @@ impl Cached {
         self.ids.fetch_add(n as u64, Relaxed);
         let Some(kept) = &self.kept[query.table] else {
             self.misses.fetch_add(n as u64, Relaxed);
+            super::tally::cached(0, n as u64);
             return Found { rows: None, missing: query.ids.clone(), positions: None };
         };
         let found = kept.probe(&query.ids);
         self.misses.fetch_add(found.missing.len() as u64, Relaxed);
         self.hits.fetch_add((n - found.missing.len()) as u64, Relaxed);
+        super::tally::cached((n - found.missing.len()) as u64, found.missing.len() as u64);
         found
     }
 

@@ -25,6 +25,12 @@ impl Counters {
         self.absent.fetch_add(s.absent, Relaxed);
     }
 
+    /// Adds what a lookup that somebody awaits did, to that asker's tally too.
+    pub(crate) fn add_asked(&self, s: &Stats) {
+        self.add(s);
+        super::tally::absent(s.absent);
+    }
+
     /// The sums so far.
     pub(crate) fn stats(&self) -> Stats {
         Stats {

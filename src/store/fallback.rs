@@ -43,6 +43,7 @@ impl Fallback {
             let shape = Shape::from_dims([q.ids.len()].into_iter().chain(table.row_shape.iter().copied()));
             let bytes = self.rows[q.table].repeat(q.ids.len());
             self.defaulted.fetch_add(q.ids.len() as u64, Relaxed);
+            super::tally::unavailable(q.ids.len() as u64);
             Tensor::from_bytes(table.dtype, shape, bytes).map_err(|e| StoreError::Corrupt(format!("table \"{}\": {e}", table.name)))
         };
         queries.iter().map(one).collect()

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 /// Rows that are located, and asked for, before the first of them is copied.
-const AHEAD: usize = 16;
+const AHEAD: usize = 32;
 /// Cache lines of a row that are asked for; the hardware follows by itself on longer ones.
 const LINES: usize = 8;
 
@@ -18,6 +18,11 @@ fn prefetch(row: &[u8]) {
             // SAFETY: a prefetch never faults, whatever the address; this one lies within `row`.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().add(at).cast()) };
             at += 64;
+        }
+        // A row that does not begin with a line ends in one more.
+        if let Some(last) = row.last() {
+            // SAFETY: as above.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(last).cast()) };
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -72,38 +77,48 @@ pub(super) fn gather<'a>(
     strided(out, (stride, offset, width), count, locate)
 }
 
-/// Locates rows `from..` into `rows` and asks for them; gives how many.
-#[inline(always)]
-fn ahead<'a>(
-    rows: &mut [&'a [u8]; AHEAD],
+/// The rows that come next, each located and asked for [`AHEAD`] rows before it is copied.
+struct Coming<'a, L> {
+    rows: [&'a [u8]; AHEAD],
     width: usize,
-    from: usize,
     count: usize,
-    locate: &impl Fn(usize) -> Option<&'a [u8]>,
-) -> Result<usize, usize> {
-    let n = AHEAD.min(count - from);
-    for (j, slot) in rows[..n].iter_mut().enumerate() {
-        let row = locate(from + j).filter(|r| r.len() == width).ok_or(from + j)?;
-        prefetch(row);
-        *slot = row;
+    locate: L,
+}
+
+impl<'a, L: Fn(usize) -> Option<&'a [u8]>> Coming<'a, L> {
+    #[inline(always)]
+    fn new(width: usize, count: usize, locate: L) -> Result<Self, usize> {
+        let mut coming = Self { rows: [&[]; AHEAD], width, count, locate };
+        (0..AHEAD.min(count)).try_for_each(|i| coming.ask(i))?;
+        Ok(coming)
     }
-    Ok(n)
+
+    #[inline(always)]
+    fn ask(&mut self, i: usize) -> Result<(), usize> {
+        let row = (self.locate)(i).filter(|r| r.len() == self.width).ok_or(i)?;
+        prefetch(row);
+        self.rows[i % AHEAD] = row;
+        Ok(())
+    }
+
+    /// Row `i`, where all before it were taken.
+    #[inline(always)]
+    fn take(&mut self, i: usize) -> Result<&'a [u8], usize> {
+        let row = self.rows[i % AHEAD];
+        if i + AHEAD < self.count {
+            self.ask(i + AHEAD)?;
+        }
+        Ok(row)
+    }
 }
 
 fn packed<'a, const N: usize>(out: &mut [u8], count: usize, locate: impl Fn(usize) -> Option<&'a [u8]>) -> Result<(), usize> {
     let (places, _) = out.as_chunks_mut::<N>();
     let places = places.get_mut(..count).ok_or(count)?;
-    let mut next = [&[][..]; AHEAD];
-    let mut n = ahead(&mut next, N, 0, count, &locate)?;
-    let mut at = 0;
-    for block in places.chunks_mut(AHEAD) {
-        let now = next;
-        at += n;
-        n = ahead(&mut next, N, at, count, &locate)?;
-        for (place, row) in block.iter_mut().zip(now) {
-            if let Some(row) = row.first_chunk::<N>() {
-                *place = *row;
-            }
+    let mut coming = Coming::new(N, count, locate)?;
+    for (i, place) in places.iter_mut().enumerate() {
+        if let Some(row) = coming.take(i)?.first_chunk::<N>() {
+            *place = *row;
         }
     }
     Ok(())
@@ -115,18 +130,11 @@ fn strided<'a>(
     count: usize,
     locate: impl Fn(usize) -> Option<&'a [u8]>,
 ) -> Result<(), usize> {
-    let mut next = [&[][..]; AHEAD];
-    let mut n = ahead(&mut next, width, 0, count, &locate)?;
-    let mut at = 0;
-    while at < count {
-        let (now, have) = (next, n);
-        let first = at;
-        at += have;
-        n = ahead(&mut next, width, at, count, &locate)?;
-        for (j, row) in now[..have].iter().enumerate() {
-            let from = (first + j) * stride + offset;
-            out.get_mut(from..from + width).ok_or(first + j)?.copy_from_slice(row);
-        }
+    let mut coming = Coming::new(width, count, locate)?;
+    for i in 0..count {
+        let row = coming.take(i)?;
+        let from = i * stride + offset;
+        out.get_mut(from..from + width).ok_or(i)?.copy_from_slice(row);
     }
     Ok(())
 }
@@ -158,8 +166,10 @@ mod tests {
 
     #[test]
     fn the_first_row_that_is_not_there_is_named() {
-        let mut out = vec![0; 80];
-        assert_eq!(gather(&mut out, (4, 0, 4), 20, |i| (i != 18).then_some(&[0; 4][..])), Err(18));
+        let mut out = vec![0; 400];
+        for missing in [0, 18, 31, 32, 99] {
+            assert_eq!(gather(&mut out, (4, 0, 4), 100, |i| (i < missing).then_some(&[0; 4][..])), Err(missing));
+        }
         assert_eq!(gather(&mut out, (5, 0, 5), 16, |i| (i != 3).then_some(&[0; 5][..])), Err(3));
     }
 }

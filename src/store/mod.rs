@@ -19,6 +19,7 @@ mod rows;
 mod sharded;
 mod shards;
 mod stream;
+mod tally;
 mod verify;
 mod writer;
 
@@ -34,6 +35,7 @@ pub use pserver::{
 };
 pub use rows::{RowSource, RowVisitor, TableRows};
 pub use shards::{Shards, open_local, read_manifest};
+pub use tally::Tally;
 pub use verify::Verify;
 pub use writer::{piece_file, rewrite_table, write_keyed_table, write_table};
 

@@ -120,9 +120,8 @@ impl Sharded {
         if n == 0 || route.width == 0 {
             return Ok(routed);
         }
-        if route.habit.wanted(self.dedup) {
+        if route.habit.wanted(self.dedup, &query.ids, route.width, seen) {
             let (unique, inverse) = seen.unique(&query.ids);
-            route.habit.learn(n, unique.len(), route.width);
             if unique.len() < n {
                 routed.unique = Some((unique, inverse));
             }
@@ -307,7 +306,7 @@ impl Store for Sharded {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
             let rows = self.answer(&queries, &mut seen, &mut stats).await;
             self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
-            self.counters.add(&stats);
+            self.counters.add_asked(&stats);
             rows
         })
     }

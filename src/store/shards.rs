@@ -365,7 +365,7 @@ impl Store for Shards {
             }
             let mut stats = Stats { lookups: 1, ..Stats::default() };
             let rows = queries.iter().map(|q| self.query(q, &mut stats)).collect();
-            self.counters.add(&stats);
+            self.counters.add_asked(&stats);
             rows
         })
     }

@@ -38,12 +38,14 @@ struct Out {
     /// A multiple of [`HOLE`], so that zeros are not cut up.
     capacity: usize,
     at: u64,
+    /// Bytes that are on their way to the disk.
+    started: u64,
     hash: XxHash3_128,
 }
 
 impl Out {
     fn create(path: &Path, capacity: usize) -> io::Result<Self> {
-        Ok(Self { file: File::create(path)?, buffer: Vec::with_capacity(capacity), capacity, at: 0, hash: XxHash3_128::new() })
+        Ok(Self { file: File::create(path)?, buffer: Vec::with_capacity(capacity), capacity, at: 0, started: 0, hash: XxHash3_128::new() })
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -79,6 +81,10 @@ impl Out {
         }
         self.file.write_all_at(&bytes[from..], self.at + from as u64)?;
         self.at += bytes.len() as u64;
+        if self.at - self.started >= CHUNK as u64 {
+            start_writing(&self.file, self.started, self.at - self.started);
+            self.started = self.at;
+        }
         Ok(())
     }
 
@@ -89,6 +95,15 @@ impl Out {
         self.file.sync_data()?;
         Ok((self.at, format!("{:032x}", self.hash.finish_128())))
     }
+}
+
+/// Lets the system begin to bring a part of a file to the disk, so that the end of the work does not wait for all of it, and
+/// keep less of it in memory. A hint: errors do not matter.
+fn start_writing(file: &File, from: u64, len: u64) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::fs::fadvise(file, from, std::num::NonZeroU64::new(len), rustix::fs::Advice::DontNeed);
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, from, len);
 }
 
 /// What is known of a table before it is written.
