@@ -35,7 +35,7 @@ pub use rows::{RowSource, RowVisitor, TableRows};
 pub use shards::{Shards, open_local, read_manifest};
 pub use writer::{piece_file, rewrite_table, write_keyed_table, write_table};
 
-pub use crate::wire::DEFAULT_MAX_FRAME;
+pub use crate::wire::{DEFAULT_MAX_FRAME, Tls};
 
 use crate::tensor::{DType, Shape, Tensor};
 use std::fmt;

@@ -14,7 +14,7 @@ mod wire;
 
 use super::member::Member;
 use super::{Comm, CommError, solo};
-use crate::wire::{DEFAULT_MAX_FRAME, Hello, Identity, Role};
+use crate::wire::{DEFAULT_MAX_FRAME, Hello, Identity, Role, Tls};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +38,9 @@ pub struct GroupOptions {
     pub fingerprint: String,
     /// The secret that all ranks share.
     pub token: Option<String>,
+    /// Certificates: with them all connections are within TLS, and every rank needs one of the same CA, for the host at which it
+    /// listens.
+    pub tls: Option<Tls>,
     /// How long ranks wait for each other when the group is formed.
     pub connect_timeout: Duration,
     /// How long a collective may take from the first rank to the last.
@@ -65,6 +68,7 @@ impl GroupOptions {
             plan_id: String::new(),
             fingerprint: String::new(),
             token: None,
+            tls: None,
             connect_timeout: Duration::from_secs(60),
             timeout: Duration::from_secs(600),
             heartbeat_timeout: Duration::from_secs(10),
