@@ -53,10 +53,10 @@ pub(super) struct Args {
     /// This pserver's place among the servers
     #[arg(long)]
     index: Option<usize>,
-    /// Address that a pserver, or worker 0, binds [default: POD_IP, else from the endpoints, else 127.0.0.1]
+    /// Address that a pserver or a worker binds (all workers where the graph has collectives, else worker 0) [default: POD_IP, else from the endpoints, else 127.0.0.1]
     #[arg(long)]
     host: Option<String>,
-    /// Port that a pserver, or worker 0, binds; 0 takes a free one and prints it [default: from the endpoints, else 0]
+    /// Port that it binds; 0 takes a free one and prints it [default: from the endpoints, else 0]
     #[arg(long)]
     port: Option<u16>,
     /// Wait for workers that are lost to be started again, instead of ending with them
@@ -147,11 +147,16 @@ pub(super) fn listen(bind: &str, open: bool) -> anyhow::Result<TcpListener> {
 
 /// That an address is loopback, or that `open` says that strangers are kept out or welcome.
 pub(super) fn may_listen(bind: &str, open: bool) -> anyhow::Result<()> {
-    let mut addresses = bind.to_socket_addrs().map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))?;
-    if !open && addresses.any(|a| !a.ip().is_loopback()) {
+    if !open && !is_loopback(bind)? {
         return Err(usage(format!("{bind} is not loopback: give --token-file or --tls-cert, or --insecure to serve anybody")));
     }
     Ok(())
+}
+
+/// Whether an address is loopback alone.
+pub(super) fn is_loopback(bind: &str) -> anyhow::Result<bool> {
+    let mut addresses = bind.to_socket_addrs().map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))?;
+    Ok(addresses.all(|a| a.ip().is_loopback()))
 }
 
 fn runtime() -> anyhow::Result<Runtime> {
@@ -204,7 +209,7 @@ fn silence(rpc_timeout: f64) -> Duration {
 /// group takes a port at the address by which worker 0 is reached.
 fn listen_for_peers(rank: usize, workers: &[String], bind: &str, open: bool) -> anyhow::Result<Option<TcpListener>> {
     // Worker 0's address tells on which network the workers meet.
-    if !open && !workers[0].to_socket_addrs().is_ok_and(|mut all| all.all(|a| a.ip().is_loopback())) {
+    if !open && !is_loopback(&workers[0]).unwrap_or(false) {
         let text = "workers of this graph listen for each other, and not on loopback: give --token-file or --tls-cert, or --insecure to serve anybody";
         return Err(usage(text));
     }

@@ -179,7 +179,7 @@ fn certificate(error: &CertificateError) -> String {
         CertificateError::NotValidForName => "the peer's certificate is for another name".into(),
         CertificateError::NotValidForNameContext { expected, presented } => {
             // Each comes as `DnsName("host")` or `IpAddress(127.0.0.1)`.
-            let bare = |name: &String| name.split(['(', ')', '"']).filter(|part| !part.is_empty()).next_back().unwrap_or(name).to_owned();
+            let bare = |name: &String| name.split(['(', ')', '"']).rfind(|part| !part.is_empty()).unwrap_or(name).to_owned();
             let presented: Vec<String> = presented.iter().map(bare).collect();
             format!(
                 "the peer's certificate is not for \"{}\" but for {}",
