@@ -232,7 +232,7 @@ fn an_address_that_is_not_loopback_needs_a_token() {
     ok(dir, &["rewrite", path(&model("widedeep_ts11")), "-o", "w.dist", "--shards", "2", "--min-bytes", "0"]);
     let refused = |args: &[&str]| {
         let error = fails(dir, args, 2);
-        assert!(error.contains("0.0.0.0:0 is not loopback: give --token-file, or --insecure"), "{error}");
+        assert!(error.contains("0.0.0.0:0 is not loopback: give --token-file or --tls-cert, or --insecure"), "{error}");
     };
     refused(&["run", "w.dist", "--role", "pserver", "--host", "0.0.0.0", "--port", "0"]);
     refused(&["run", "w.dist", "--role", "worker", "--rank", "0", "--workers", "0.0.0.0:0,127.0.0.1:1", "--input", "x.npz"]);
@@ -436,7 +436,7 @@ fn endpoints_are_started_where_they_belong_and_loopback_is_told_to_nobody_else()
     assert!(fails(dir, &run, 2).contains("could not connect to a loopback address"));
     let mut args = args("127.0.0.1:0", "127.0.0.1:0");
     args.extend(["--host", "0.0.0.0"]);
-    assert!(fails(dir, &args, 2).contains("0.0.0.0:0 is not loopback: give --token-file, or --insecure"));
+    assert!(fails(dir, &args, 2).contains("0.0.0.0:0 is not loopback: give --token-file or --tls-cert, or --insecure"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::ir::{Dim, Type};
 use crate::job::metrics::{Figure, Report};
 use crate::job::{DEFAULT_BATCH, DEFAULT_PREFETCH, Summary, parts_dir};
 use crate::plan::{Absent, Manifest};
-use crate::store::{Cached, ConnectOptions, Store, Verify};
+use crate::store::{Cached, ConnectOptions, Store, Tls, Verify};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -88,7 +88,9 @@ pub(super) struct JobArgs {
     /// File with the secret that all processes of the job share
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
-    /// Serve on an address that is not loopback without a token
+    #[command(flatten)]
+    pub(super) tls: TlsArgs,
+    /// Serve on an address that is not loopback without a token or certificates
     #[arg(long)]
     pub(super) insecure: bool,
     /// Go on with the batches that an earlier job put aside beside its output (OUTPUT.parts)
@@ -97,6 +99,38 @@ pub(super) struct JobArgs {
     /// Write the metrics as JSON
     #[arg(long, value_name = "FILE")]
     pub(super) metrics_out: Option<PathBuf>,
+}
+
+/// The certificates of a process.
+#[derive(clap::Args, Clone)]
+pub(super) struct TlsArgs {
+    /// Certificate of this process, PEM: connections between the processes of the job are within TLS, both sides known
+    ///
+    /// It is for the names and addresses of the endpoints at which this process listens, and may be one for all processes.
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Certificates of the CA that has signed those of all processes, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_ca: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    pub(super) fn load(&self) -> anyhow::Result<Option<Tls>> {
+        match (&self.tls_cert, &self.tls_key, &self.tls_ca) {
+            (Some(cert), Some(key), Some(ca)) => Ok(Some(Tls::load(cert, key, ca).map_err(anyhow::Error::msg)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The flags again, for a child.
+    pub(super) fn flags(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
+        [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key), ("--tls-ca", &self.tls_ca)]
+            .into_iter()
+            .filter_map(|(name, path)| Some((name, path.as_ref()?)))
+    }
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -119,12 +153,18 @@ impl JobArgs {
         self.token_file.as_deref().map(token).transpose()
     }
 
+    /// Whether this process may listen where strangers could connect: they are kept out, or welcome.
+    pub(super) fn open(&self) -> bool {
+        self.token_file.is_some() || self.tls.tls_cert.is_some() || self.insecure
+    }
+
     pub(super) fn connect_options(&self) -> anyhow::Result<ConnectOptions> {
         Ok(ConnectOptions {
             connect_timeout: Duration::from_secs_f64(self.connect_timeout),
             rpc_timeout: Duration::from_secs_f64(self.rpc_timeout),
             max_frame: self.max_frame as usize,
             token: self.token()?,
+            tls: self.tls.load()?,
             ..ConnectOptions::default()
         })
     }

@@ -94,7 +94,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         return Err(usage("--input is missing"));
     }
     let (servers, workers) = args.seats()?;
-    let open = args.job.token()?.is_some() || args.job.insecure;
+    let (connect, open) = (args.job.connect_options()?, args.job.open());
     servers.iter().chain(&workers).filter_map(|s| s.bind.as_ref()).try_for_each(|b| may_listen(b, open))?;
     let dir = deployment(&args, servers.len())?;
     let several = servers.iter().chain(&workers).any(|s| s.bind.is_none());
@@ -122,8 +122,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         }
     });
     let mut board = Board::new(stop);
-    let connect =
-        ConnectOptions { connect_timeout: Duration::from_secs(1), rpc_timeout: Duration::from_secs(2), ..args.job.connect_options()? };
+    let connect = ConnectOptions { connect_timeout: Duration::from_secs(1), rpc_timeout: Duration::from_secs(2), ..connect };
     let stop_servers = |endpoints: &[String]| {
         let Ok(rt) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         for e in endpoints {
@@ -264,6 +263,7 @@ fn child_args(args: &Args, dir: &Path, parts: &Path, worker: bool, servers: &[Se
     if let Some(f) = &job.token_file {
         flag("--token-file", f.display().to_string());
     }
+    job.tls.flags().for_each(|(name, path)| flag(name, path.display().to_string()));
     if !worker {
         flag("--verify", job.verify.clone());
         out.push("--remote-shutdown".into());

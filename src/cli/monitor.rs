@@ -1,7 +1,7 @@
 //! What `run --metrics-addr` shows of a pserver or a worker.
 
-use super::output;
-use super::run::listen;
+use super::run::{is_loopback, listen};
+use super::{output, usage};
 use crate::job::exposition::Exposition;
 use crate::job::monitor::{Monitor, monitor};
 use crate::store::{BOUNDS, Cached, Durations, Fallback, ServerWatch, Store};
@@ -36,7 +36,12 @@ fn serve(
     ready: impl Fn() -> bool + Send + Sync + 'static,
     text: impl Fn() -> String + Send + Sync + 'static,
 ) -> anyhow::Result<SocketAddr> {
-    let listener = listen(address, open)?;
+    if !open && !is_loopback(address)? {
+        return Err(usage(format!(
+            "{address} is not loopback, and metrics are plain HTTP: give --token-file, or --insecure to serve anybody"
+        )));
+    }
+    let listener = listen(address, true)?;
     let bound = listener.local_addr()?;
     monitor(listener, Monitor { ready: Box::new(ready), metrics: Box::new(text) })?;
     output::note(format_args!("metrics at http://{bound}/metrics"));

@@ -1,5 +1,6 @@
 //! `graphtool reload`
 
+use super::job::TlsArgs;
 use super::{output, usage};
 use crate::store::{ConnectOptions, read_manifest, reload_server};
 use std::path::PathBuf;
@@ -21,6 +22,8 @@ pub(super) struct Args {
     /// File with the secret that all processes of the job share
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Seconds that a pserver may take
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
@@ -33,8 +36,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let plan_id = read_manifest(&args.dir)?.plan_id;
     let token = args.token_file.as_deref().map(super::job::token).transpose()?;
     let rpc_timeout = Duration::from_secs(args.timeout.into());
-    let options =
-        ConnectOptions { connect_timeout: rpc_timeout.min(Duration::from_secs(5)), rpc_timeout, token, ..ConnectOptions::default() };
+    let connect_timeout = rpc_timeout.min(Duration::from_secs(5));
+    let options = ConnectOptions { connect_timeout, rpc_timeout, token, tls: args.tls.load()?, ..ConnectOptions::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut failed = Vec::new();
     for endpoint in &args.servers {

@@ -53,10 +53,10 @@ pub(super) struct Args {
     /// This pserver's place among the servers
     #[arg(long)]
     index: Option<usize>,
-    /// Address that a pserver, or worker 0, binds [default: POD_IP, else from the endpoints, else 127.0.0.1]
+    /// Address that a pserver or a worker binds (all workers where the graph has collectives, else worker 0) [default: POD_IP, else from the endpoints, else 127.0.0.1]
     #[arg(long)]
     host: Option<String>,
-    /// Port that a pserver, or worker 0, binds; 0 takes a free one and prints it [default: from the endpoints, else 0]
+    /// Port that it binds; 0 takes a free one and prints it [default: from the endpoints, else 0]
     #[arg(long)]
     port: Option<u16>,
     /// Wait for workers that are lost to be started again, instead of ending with them
@@ -196,11 +196,16 @@ pub(super) fn listen(bind: &str, open: bool) -> anyhow::Result<TcpListener> {
 
 /// That an address is loopback, or that `open` says that strangers are kept out or welcome.
 pub(super) fn may_listen(bind: &str, open: bool) -> anyhow::Result<()> {
-    let mut addresses = bind.to_socket_addrs().map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))?;
-    if !open && addresses.any(|a| !a.ip().is_loopback()) {
-        return Err(usage(format!("{bind} is not loopback: give --token-file, or --insecure to serve anybody")));
+    if !open && !is_loopback(bind)? {
+        return Err(usage(format!("{bind} is not loopback: give --token-file or --tls-cert, or --insecure to serve anybody")));
     }
     Ok(())
+}
+
+/// Whether an address is loopback alone.
+pub(super) fn is_loopback(bind: &str) -> anyhow::Result<bool> {
+    let mut addresses = bind.to_socket_addrs().map_err(|e| anyhow::anyhow!("cannot bind {bind}: {e}"))?;
+    Ok(addresses.all(|a| a.ip().is_loopback()))
 }
 
 fn runtime() -> anyhow::Result<Runtime> {
@@ -279,8 +284,8 @@ fn silence(rpc_timeout: f64) -> Duration {
 /// group takes a port at the address by which worker 0 is reached.
 fn listen_for_peers(rank: usize, workers: &[String], bind: &str, open: bool) -> anyhow::Result<Option<TcpListener>> {
     // Worker 0's address tells on which network the workers meet.
-    if !open && !workers[0].to_socket_addrs().is_ok_and(|mut all| all.all(|a| a.ip().is_loopback())) {
-        let text = "workers of this graph listen for each other, and not on loopback: give --token-file, or --insecure to serve anybody";
+    if !open && !is_loopback(&workers[0]).unwrap_or(false) {
+        let text = "workers of this graph listen for each other, and not on loopback: give --token-file or --tls-cert, or --insecure to serve anybody";
         return Err(usage(text));
     }
     let others = || workers.iter().filter(|w| **w != workers[rank]).map(String::as_str);
@@ -302,7 +307,7 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
     args.job.policies(&mut manifest);
     let runtime = runtime()?;
     let collectives = has_collectives(&model);
-    let open = args.job.token()?.is_some() || args.job.insecure;
+    let open = args.job.open();
     let mut listener = inherited_listener()?;
     if listener.is_none() && workers.len() > 1 {
         if rank == 0 {
@@ -326,6 +331,7 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
         plan_id: manifest.plan_id.clone(),
         fingerprint: manifest.fingerprint.clone(),
         token: args.job.token()?,
+        tls: args.job.tls.load()?,
         connect_timeout: Duration::from_secs_f64(args.job.connect_timeout),
         max_frame: args.job.max_frame as usize,
         heartbeat_timeout: silence(args.job.rpc_timeout),
@@ -341,6 +347,8 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
     }
     let watch = Arc::new(WorkerWatch::default());
     if let Some(address) = &args.metrics_addr {
+        // This one is not within TLS.
+        let open = args.job.token_file.is_some() || args.job.insecure;
         monitor::worker(address, open, (rank, manifest.plan_id.clone()), args.job.batch_size, watch.clone())?;
     }
     let mut ids = Ids::default();
@@ -429,7 +437,7 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[Strin
         Some(l) => l,
         None => {
             endpoints::reachable(bind, peers.iter().map(String::as_str), &System).map_err(usage)?;
-            listen(bind, token.is_some() || args.job.insecure)?
+            listen(bind, args.job.open())?
         }
     };
     let address = listener.local_addr()?;
@@ -447,6 +455,7 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[Strin
         index,
         threads: args.job.threads.unwrap_or(0),
         token,
+        tls: args.job.tls.load()?,
         max_frame: args.job.max_frame as usize,
         max_ids: args.max_ids,
         max_connections: args.max_connections,

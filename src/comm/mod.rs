@@ -7,6 +7,7 @@ mod reduce;
 mod rendezvous;
 mod tcp;
 
+pub use crate::wire::Tls;
 pub use local::{local_group, solo};
 pub use tcp::{GroupOptions, connect, frames_in};
 

@@ -35,11 +35,11 @@ pub enum Role {
     Worker {
         /// Its rank.
         rank: usize,
-        /// Endpoints of all workers, in order; only the first is connected to.
+        /// Endpoints of all workers, in order; all connect to the first, and to each other where the graph has collectives.
         workers: Vec<String>,
         /// Endpoints of the pservers, in order.
         servers: Vec<String>,
-        /// What rank 0 binds.
+        /// What it binds: rank 0 always, others where the graph has collectives.
         bind: String,
     },
     /// Serves shards.

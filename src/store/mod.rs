@@ -39,7 +39,7 @@ pub use tally::Tally;
 pub use verify::Verify;
 pub use writer::{piece_file, rewrite_table, write_keyed_table, write_table};
 
-pub use crate::wire::DEFAULT_MAX_FRAME;
+pub use crate::wire::{DEFAULT_MAX_FRAME, Tls};
 
 use crate::tensor::{DType, Shape, Tensor};
 use std::fmt;

@@ -122,11 +122,11 @@ impl<S, C: Codec> Framed<S, C> {
         let Some(prefix) = self.inbox[self.start..self.end].first_chunk::<PREFIX>() else {
             // A foreign protocol is told from its first bytes, however few it sends.
             let seen = &self.inbox[self.start..self.end.min(self.start + 4)];
-            return if MAGIC.to_le_bytes().starts_with(seen) { Ok(None) } else { Err(foreign()) };
+            return if MAGIC.to_le_bytes().starts_with(seen) { Ok(None) } else { Err(foreign(seen)) };
         };
         let word = |i: usize| u32::from_le_bytes([prefix[i], prefix[i + 1], prefix[i + 2], prefix[i + 3]]);
         if word(0) != MAGIC {
-            return Err(foreign());
+            return Err(foreign(prefix));
         }
         let (head, body) = (word(4) as usize, word(8) as usize);
         if head > MAX_HEAD || PREFIX + head + body > self.read_limit {
@@ -156,7 +156,11 @@ impl<S, C: Codec> Framed<S, C> {
     }
 }
 
-fn foreign() -> io::Error {
+fn foreign(seen: &[u8]) -> io::Error {
+    // The first byte of a handshake, or of an alert.
+    if seen.starts_with(&[0x16]) || seen.starts_with(&[0x15]) {
+        return super::tls::spoken();
+    }
     invalid("the peer does not speak graphtool's protocol")
 }
 

@@ -1,5 +1,5 @@
 //! Framing that `store::pserver` and `comm::tcp` share: a [`Framed`] stream of messages over a byte stream, pooled buffers,
-//! and the handshake. It knows no RPC library; a [`Codec`] says what the messages are.
+//! the handshake, and TLS beneath it all. It knows no RPC library; a [`Codec`] says what the messages are.
 //!
 //! A frame is a prefix of 12 bytes (magic, bytes of head, bytes of body; little-endian), a small head that the codec writes
 //! field by field, and a body of raw little-endian elements that is never touched: written vectored from where it lies and
@@ -9,11 +9,14 @@ mod fields;
 mod framed;
 mod hello;
 mod pool;
+mod tls;
 
 pub(crate) use fields::{Fields, put_str};
 pub(crate) use framed::{Body, Chunks, Codec, Framed, PREFIX, invalid, read_all};
 pub(crate) use hello::{Hello, Identity, Role};
 pub(crate) use pool::Pooled;
+pub use tls::Tls;
+pub(crate) use tls::{Stream, Unreached, refusal};
 
 use std::time::Duration;
 
@@ -47,13 +50,6 @@ impl Backoff {
         self.0 = (self.0 * 2).min(Duration::from_millis(500));
         true
     }
-}
-
-/// Connects to `endpoint` (`host:port`); its name is resolved anew at each call.
-pub(crate) async fn dial(endpoint: &str) -> std::io::Result<tokio::net::TcpStream> {
-    let stream = tokio::net::TcpStream::connect(endpoint).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }
 
 /// An error with its causes on one line: RPC errors keep what happened in their sources.

@@ -196,14 +196,15 @@ async fn form(options: GroupOptions, listener: &Option<TcpListener>) -> Result<S
     let deadline = started + timeout;
     let options = Arc::new(options);
     let mut backoff = Backoff::new();
+    let mut detail = "no answer".into();
     let link = loop {
         let greeting = Link::greet(&endpoint, (Role::Rank, options.rank), &options);
-        let detail = match tokio::time::timeout_at(deadline.into(), greeting).await {
+        match tokio::time::timeout_at(deadline.into(), greeting).await {
             Ok(Ok(link)) => break link,
             Ok(Err(Greeting::Refused(detail))) => return Err(CommError::Refused { endpoint, detail }),
-            Ok(Err(Greeting::Again(detail))) => detail,
-            Err(_) => "no answer".into(),
-        };
+            Ok(Err(Greeting::Again(now))) => detail = now,
+            Err(_) => {}
+        }
         if !backoff.wait(deadline).await {
             let detail = format!("rank 0 did not answer within {} s: {detail}", timeout.as_secs_f64());
             return Err(CommError::Unavailable { endpoint, detail });

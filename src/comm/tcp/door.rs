@@ -2,7 +2,7 @@
 
 use super::GroupOptions;
 use super::wire::{Answer, Call, RootCodec, Welcome};
-use crate::wire::{Framed, HANDSHAKE_FRAME, Hello, causes};
+use crate::wire::{Framed, HANDSHAKE_FRAME, Hello, Stream, causes};
 use futures::{SinkExt, StreamExt};
 use std::task::Poll;
 use std::time::Duration;
@@ -17,16 +17,20 @@ pub(super) const STRANGERS: usize = 256;
 /// Calls of one connection under way at once.
 pub(super) const CALLS: usize = 256;
 
-pub(super) type Channel = BaseChannel<Call, Answer, Framed<TcpStream, RootCodec>>;
+pub(super) type Channel = BaseChannel<Call, Answer, Framed<Stream, RootCodec>>;
 
 /// Who knocks: the connection, the number of the call to answer, and what it says.
 pub(super) type Knock = (Channel, u64, Result<Hello, String>);
 
 /// Hears who is on the other side.
-pub(super) async fn knock(stream: TcpStream) -> Result<Knock, String> {
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+pub(super) async fn knock(stream: TcpStream, options: &GroupOptions) -> Result<Knock, String> {
+    let deadline = tokio::time::Instant::now() + HANDSHAKE;
+    let stream = match tokio::time::timeout_at(deadline, Stream::accept(stream, options.tls.as_ref())).await {
+        Ok(stream) => stream.map_err(|e| e.to_string())?,
+        Err(_) => return Err("no handshake in time".into()),
+    };
     let mut channel: Channel = BaseChannel::new(Config::default(), Framed::new(stream, RootCodec::new(), HANDSHAKE_FRAME));
-    let first = match tokio::time::timeout(HANDSHAKE, channel.next()).await {
+    let first = match tokio::time::timeout_at(deadline, channel.next()).await {
         Ok(Some(first)) => first.map_err(|e| causes(&e))?.request,
         Ok(None) => return Err("closed before the handshake".into()),
         Err(_) => return Err("no handshake in time".into()),

@@ -2,7 +2,7 @@
 
 use super::GroupOptions;
 use super::wire::{Answer, Call, OVERHEAD, RankCodec, Welcome};
-use crate::wire::{Framed, Role, causes, dial};
+use crate::wire::{Framed, Role, Stream, Unreached, causes, refusal};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,10 +28,19 @@ pub(super) enum Greeting {
     Again(String),
 }
 
+impl From<Unreached> for Greeting {
+    fn from(e: Unreached) -> Self {
+        match e {
+            Unreached::Again(text) => Self::Again(text),
+            Unreached::Refused(text) => Self::Refused(text),
+        }
+    }
+}
+
 impl Link {
     /// Connects to `endpoint` and says who we are: as [`Role::Rank`] to rank 0, as [`Role::Peer`] to rank `index`.
     pub(super) async fn greet(endpoint: &str, (role, index): (Role, usize), options: &Arc<GroupOptions>) -> Result<Self, Greeting> {
-        let stream = dial(endpoint).await.map_err(|e| Greeting::Again(e.to_string()))?;
+        let stream = Stream::dial(endpoint, options.tls.as_ref()).await?;
         let local = stream.local_addr().ok();
         let transport = Framed::new(stream, RankCodec, options.max_frame);
         let NewClient { client: channel, dispatch } = tarpc::client::new(Config::default(), transport);
@@ -50,7 +59,10 @@ impl Link {
             }
             Ok(Answer::Refused(detail)) => Err(Greeting::Refused(detail)),
             Ok(_) => Err(Greeting::Refused(UNEXPECTED.into())),
-            Err(e) => Err(Greeting::Again(gone(&e))),
+            Err(e) => {
+                let text = gone(&e);
+                Err(refusal(&text).map_or(Greeting::Again(text), Greeting::Refused))
+            }
         }
     }
 

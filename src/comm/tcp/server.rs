@@ -175,7 +175,7 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
 
 async fn receive(stream: TcpStream, shared: &Shared) -> Result<(), String> {
     let address = stream.peer_addr().map_err(|e| e.to_string())?.to_string();
-    let (mut channel, id, hello) = door::knock(stream).await?;
+    let (mut channel, id, hello) = door::knock(stream, &shared.options).await?;
     if hello.as_ref().is_ok_and(|hello| hello.role == Role::Peer) {
         let checked = hello.and_then(|hello| hello.check(&shared.options.hello(Role::Peer, 0).identity));
         let group = checked.as_ref().map(|()| shared.meeting.group()).map_err(String::as_str);

@@ -149,7 +149,7 @@ pub(super) async fn listen(listener: TcpListener, shelf: Arc<Shelf>, options: Ar
 }
 
 async fn connection(stream: TcpStream, shelf: &Shelf, options: &GroupOptions) -> Result<(), String> {
-    let (mut channel, id, hello) = door::knock(stream).await?;
+    let (mut channel, id, hello) = door::knock(stream, options).await?;
     let rank = options.rank;
     let checked = hello.and_then(|hello| {
         hello.check(&options.hello(Role::Peer, rank).identity)?;

@@ -8,7 +8,7 @@ use crate::plan::{Manifest, Placement};
 use crate::store::request::{Peer, Reply, ReplyFuture, Request};
 use crate::store::sharded::Sharded;
 use crate::store::{Dedup, Store, StoreError};
-use crate::wire::{Backoff, DEFAULT_MAX_FRAME, Framed, Hello, Identity, MAX_HEAD, Role, causes, dial};
+use crate::wire::{Backoff, DEFAULT_MAX_FRAME, Framed, Hello, Identity, MAX_HEAD, Role, Stream, Tls, Unreached, causes, refusal};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ pub struct ConnectOptions {
     pub max_frame: usize,
     /// The secret that the servers ask for.
     pub token: Option<String>,
+    /// Certificates: with them all connections are within TLS, and servers need one of the same CA, for the host of their endpoint.
+    pub tls: Option<Tls>,
     /// Whether ids are de-duplicated before they are sent.
     pub dedup: Dedup,
 }
@@ -35,7 +37,7 @@ pub struct ConnectOptions {
 impl Default for ConnectOptions {
     fn default() -> Self {
         let (connect_timeout, rpc_timeout) = (Duration::from_secs(60), Duration::from_secs(30));
-        Self { connect_timeout, rpc_timeout, max_frame: DEFAULT_MAX_FRAME, token: None, dedup: Dedup::Auto }
+        Self { connect_timeout, rpc_timeout, max_frame: DEFAULT_MAX_FRAME, token: None, tls: None, dedup: Dedup::Auto }
     }
 }
 
@@ -116,6 +118,9 @@ pub async fn reload_server(endpoint: &str, plan_id: &str, options: &ConnectOptio
     }
 }
 
+/// What is seen of a server that is silent.
+const NO_ANSWER: &str = "no answer";
+
 /// A connection that has shaken hands.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -146,6 +151,7 @@ pub(super) enum Gone {
 pub(super) struct Client {
     pub(super) endpoint: String,
     hello: Hello,
+    tls: Option<Tls>,
     rpc_timeout: Duration,
     connect_timeout: Duration,
     connection: Mutex<Option<Arc<Connection>>>,
@@ -163,6 +169,7 @@ impl Client {
         Self {
             endpoint: endpoint.into(),
             hello,
+            tls: options.tls.clone(),
             rpc_timeout: options.rpc_timeout,
             connect_timeout: options.connect_timeout,
             connection: Mutex::new(None),
@@ -223,7 +230,7 @@ impl Client {
         }
         let connection = match timeout_at(deadline.into(), self.establish(deadline)).await {
             Ok(connection) => connection?,
-            Err(_) => return Err(Gone::Lost("no answer".into())),
+            Err(_) => return Err(Gone::Lost(NO_ANSWER.into())),
         };
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection.clone());
         Ok(connection)
@@ -233,12 +240,15 @@ impl Client {
     pub(super) async fn connection(&self, deadline: Instant) -> Result<Arc<Connection>, StoreError> {
         let started = Instant::now();
         let mut backoff = Backoff::new();
+        let mut detail = String::new();
         loop {
-            let detail = match self.connect_once(deadline).await {
+            match self.connect_once(deadline).await {
                 Ok(connection) => return Ok(connection),
                 Err(Gone::Final(e)) => return Err(e),
-                Err(Gone::Lost(detail) | Gone::Busy(detail)) => detail,
-            };
+                // The end of the time cuts the last attempt short: what an earlier one has seen says more.
+                Err(Gone::Lost(now)) if now == NO_ANSWER && !detail.is_empty() => {}
+                Err(Gone::Lost(now) | Gone::Busy(now)) => detail = now,
+            }
             if !backoff.wait(deadline).await {
                 let seconds = (started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
                 return Err(self.unavailable(format!("{detail} (tried for {seconds} s)")));
@@ -247,7 +257,11 @@ impl Client {
     }
 
     async fn establish(&self, deadline: Instant) -> Result<Arc<Connection>, Gone> {
-        let stream = dial(&self.endpoint).await.map_err(|e| Gone::Lost(e.to_string()))?;
+        let stream = match Stream::dial(&self.endpoint, self.tls.as_ref()).await {
+            Ok(stream) => stream,
+            Err(Unreached::Again(detail)) => return Err(Gone::Lost(detail)),
+            Err(Unreached::Refused(detail)) => return Err(Gone::Final(self.refused(detail))),
+        };
         let transport = Framed::new(stream, ClientCodec, self.hello.max_frame as usize);
         let NewClient { client: channel, dispatch } = tarpc::client::new(Config::default(), transport);
         let dispatch = tokio::spawn(async move {
@@ -278,7 +292,10 @@ impl Client {
             Ok(answer) => Ok(answer),
             Err(RpcError::DeadlineExceeded) => Err(Gone::Final(self.timeout())),
             Err(RpcError::Shutdown) => Err(Gone::Lost("the connection was closed".into())),
-            Err(e @ RpcError::Channel(_)) => Err(Gone::Lost(causes(&e))),
+            Err(e @ RpcError::Channel(_)) => {
+                let text = causes(&e);
+                Err(refusal(&text).map_or(Gone::Lost(text), |refusal| Gone::Final(self.refused(refusal))))
+            }
             Err(e) => Err(Gone::Final(self.refused(causes(&e)))),
         }
     }

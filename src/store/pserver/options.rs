@@ -2,7 +2,7 @@
 
 use super::ServerWatch;
 use crate::store::Verify;
-use crate::wire::DEFAULT_MAX_FRAME;
+use crate::wire::{DEFAULT_MAX_FRAME, Tls};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ pub struct ServeOptions {
     pub threads: usize,
     /// The secret that clients must know.
     pub token: Option<String>,
+    /// Certificates: with them all connections are within TLS, and clients need one of the same CA.
+    pub tls: Option<Tls>,
     /// The largest frame to send or to read, in bytes.
     pub max_frame: usize,
     /// The most ids in one request; clients split theirs.
@@ -44,6 +46,7 @@ impl Default for ServeOptions {
             index: 0,
             threads: 0,
             token: None,
+            tls: None,
             max_frame: DEFAULT_MAX_FRAME,
             max_ids: 1 << 20,
             max_connections: 1024,

@@ -7,7 +7,7 @@ use super::{ServeOptions, ServerInfo};
 use crate::store::request::{Request, row_blocks};
 use crate::store::stream::{CHUNK, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
-use crate::wire::{Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Role, causes};
+use crate::wire::{Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Role, Stream, causes};
 use futures::{SinkExt, StreamExt};
 use std::future::Future;
 use std::io;
@@ -198,15 +198,19 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-type Channel = BaseChannel<Call, Answer, Framed<TcpStream, ServerCodec>>;
+type Channel = BaseChannel<Call, Answer, Framed<Stream, ServerCodec>>;
 
 /// The whole of one connection: a handshake, then one request after the other. A client's next request waits in its
 /// socket while the present one is answered, so that a connection holds one frame of memory in each direction.
 async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    let deadline = tokio::time::Instant::now() + shared.options.handshake_timeout;
+    let stream = match tokio::time::timeout_at(deadline, Stream::accept(stream, shared.options.tls.as_ref())).await {
+        Err(_) => return Err("no handshake in time".into()),
+        Ok(stream) => stream.map_err(|e| e.to_string())?,
+    };
     let transport = Framed::new(stream, ServerCodec::new(), HANDSHAKE_FRAME);
     let mut channel: Channel = BaseChannel::new(Config::default(), transport);
-    let hello = match tokio::time::timeout(shared.options.handshake_timeout, channel.next()).await {
+    let hello = match tokio::time::timeout_at(deadline, channel.next()).await {
         Err(_) => return Err("no handshake in time".into()),
         Ok(None) => return Ok(()),
         Ok(Some(first)) => first.map_err(|e| causes(&e))?.request,
