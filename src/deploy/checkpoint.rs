@@ -113,10 +113,11 @@ const LONGEST: u64 = 16 << 20;
 /// # Errors
 /// Parts that cannot be read, lines that are none of such a table, keys that come twice.
 pub fn read_sparse(parts: &[PathBuf], columns: usize, accessor: Accessor, optimizer: Option<Optimizer>) -> Result<KeyedRows, DeployError> {
-    let mut counts = BTreeMap::new();
+    let (mut counts, mut rows) = (BTreeMap::new(), 0usize);
     for (p, part) in parts.iter().enumerate() {
         lines(part, &mut |n, line| {
             counts.entry(line.split_ascii_whitespace().count()).or_insert((p, n));
+            rows += 1;
             Ok(())
         })?;
     }
@@ -126,25 +127,77 @@ pub fn read_sparse(parts: &[PathBuf], columns: usize, accessor: Accessor, optimi
         Some(&(p, n)) => dir_error(&parts[p], format!("line {n}: {detail}")),
         None => dir_error(dir, detail),
     })?;
-    let mut rows: Vec<(u64, u32, u32, Vec<f32>)> = Vec::new();
-    for (p, part) in parts.iter().enumerate() {
-        lines(part, &mut |n, line| {
+    // The size is known, so that no list is twice in memory while it grows.
+    let mut out = KeyedRows { keys: Vec::with_capacity(rows), values: Vec::with_capacity(rows.saturating_mul(columns)), columns };
+    for part in parts {
+        lines(part, &mut |_, line| {
             let (key, row) = reader.row(line)?;
-            rows.push((key, p as u32, n as u32, row));
+            out.keys.push(key);
+            out.values.extend(row);
             Ok(())
         })?;
     }
-    rows.sort_by_key(|r| (r.0, r.1, r.2));
-    if let Some([a, b]) = rows.windows(2).find(|w| w[0].0 == w[1].0).and_then(|w| <&[_; 2]>::try_from(w).ok()) {
-        let place = |r: &(u64, u32, u32, Vec<f32>)| format!("{} line {}", parts[r.1 as usize].display(), r.2);
-        return Err(dir_error(dir, format!("id {} is there twice: {} and {}", a.0, place(a), place(b))));
+    out.sort();
+    match out.keys.windows(2).find(|w| w[0] == w[1]) {
+        Some(twice) => Err(dir_error(dir, told_twice(parts, &reader, twice[0])?)),
+        None => Ok(out),
     }
-    let mut out = KeyedRows { columns, ..KeyedRows::default() };
-    for (key, _, _, row) in rows {
-        out.keys.push(key);
-        out.values.extend(row);
+}
+
+/// Where the lines of a key are.
+fn told_twice(parts: &[PathBuf], reader: &Reader, key: u64) -> Result<String, DeployError> {
+    let mut places = Vec::new();
+    for part in parts {
+        lines(part, &mut |n, line| {
+            if reader.row(line)?.0 == key {
+                places.push(format!("{} line {n}", part.display()));
+            }
+            Ok(())
+        })?;
     }
-    Ok(out)
+    places.truncate(2);
+    Ok(format!("id {key} is there twice: {}", places.join(" and ")))
+}
+
+impl KeyedRows {
+    /// Sorts the rows by their keys where they lie.
+    fn sort(&mut self) {
+        if self.keys.is_sorted() {
+            return;
+        }
+        // The row that belongs at each place.
+        match u32::try_from(self.keys.len()) {
+            Ok(n) => self.permute((0..n).collect(), |i| *i as usize, |i| i as u32),
+            Err(_) => self.permute((0..self.keys.len()).collect(), |i| *i, |i| i),
+        }
+    }
+
+    fn permute<I>(&mut self, mut order: Vec<I>, at: fn(&I) -> usize, of: fn(usize) -> I) {
+        let c = self.columns;
+        order.sort_unstable_by_key(|i| self.keys[at(i)]);
+        let mut row = Vec::with_capacity(c);
+        for first in 0..order.len() {
+            let key = self.keys[first];
+            row.clear();
+            row.extend_from_slice(&self.values[first * c..(first + 1) * c]);
+            // Follows the places round until the row is wanted that stood at the first.
+            let mut to = first;
+            loop {
+                let from = at(&order[to]);
+                order[to] = of(to);
+                if from == first {
+                    break;
+                }
+                self.keys[to] = self.keys[from];
+                self.values.copy_within(from * c..(from + 1) * c, to * c);
+                to = from;
+            }
+            if to != first {
+                self.keys[to] = key;
+                self.values[to * c..(to + 1) * c].copy_from_slice(&row);
+            }
+        }
+    }
 }
 
 /// Reads the parts of a dense table: the first number of each line, for an optimizer's follow it.
@@ -168,4 +221,24 @@ pub fn read_dense(parts: &[PathBuf]) -> Result<Vec<f32>, DeployError> {
         })?;
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_stay_with_their_keys_when_they_are_sorted() {
+        for n in [0u64, 1, 2, 7, 1000] {
+            // Odd multipliers go through all residues of a power of two.
+            let keys: Vec<u64> = (0..n).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+            let values = keys.iter().flat_map(|&k| [(k >> 40) as f32, (k & 0xffff) as f32]).collect();
+            let mut rows = KeyedRows { keys: keys.clone(), values, columns: 2 };
+            rows.sort();
+            let mut sorted = keys;
+            sorted.sort_unstable();
+            assert_eq!(rows.values, sorted.iter().flat_map(|&k| [(k >> 40) as f32, (k & 0xffff) as f32]).collect::<Vec<_>>());
+            assert_eq!(rows.keys, sorted);
+        }
+    }
 }

@@ -9,7 +9,7 @@ const LINES: usize = 8;
 
 /// Asks the memory for the bytes of a row that is read soon.
 #[inline(always)]
-fn prefetch(row: &[u8]) {
+pub(super) fn prefetch(row: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -1,5 +1,7 @@
 //! Ids of both widths, and finding them: the rows of keys in a sorted list, many at a time, and which piece holds a row.
 
+use super::gather::prefetch;
+
 /// Searches that run side by side, so that their cache misses overlap.
 const LANES: usize = 16;
 /// What [`find`] writes for a key that is not there.
@@ -23,6 +25,76 @@ pub(super) fn find(keys: &[u64], wanted: &[u64], found: &mut Vec<u64>) {
             len -= half;
         }
         found.extend(base.iter().zip(block).map(|(&b, &w)| if keys[b] == w { b as u64 } else { ABSENT }));
+    }
+}
+
+/// Keys of a range of a [`Directory`], on average.
+const IN_RANGE: usize = 16;
+/// Lists up to this stay in the nearest cache and need no directory.
+const SHORT: usize = 1024;
+
+/// Where the keys of each range of high bits begin, in a list of keys that ascend: a key is found with two reads of far
+/// memory where keys are spread evenly, as hashes are, and with one for each halving where all are in one range. It takes at
+/// most half a byte a key.
+#[derive(Debug)]
+pub(super) struct Directory {
+    least: u64,
+    shift: u32,
+    starts: Vec<u32>,
+}
+
+impl Directory {
+    /// The directory of `keys` (ascending); `None` where it is of no use.
+    pub(super) fn of(keys: &[u64]) -> Option<Self> {
+        let (&least, &greatest) = keys.first().zip(keys.last())?;
+        let count = u32::try_from(keys.len()).ok().filter(|n| *n as usize > SHORT)?;
+        let bits = (keys.len() / IN_RANGE).ilog2() + 1;
+        let span = greatest.saturating_sub(least);
+        let shift = (64 - span.leading_zeros()).saturating_sub(bits);
+        let ranges = (span >> shift) as usize + 1;
+        let mut starts = Vec::with_capacity(ranges + 1);
+        for (i, &key) in (0..count).zip(keys) {
+            // Keys that do not ascend are not found, and no fault otherwise.
+            let range = (key.saturating_sub(least) >> shift) as usize;
+            while starts.len() <= range.min(ranges - 1) {
+                starts.push(i);
+            }
+        }
+        starts.push(count);
+        Some(Self { least, shift, starts })
+    }
+
+    /// The places of the keys among which `key` is.
+    fn range(&self, key: u64) -> std::ops::Range<usize> {
+        let range = key.checked_sub(self.least).map_or(usize::MAX, |d| usize::try_from(d >> self.shift).unwrap_or(usize::MAX));
+        match (self.starts.get(range), self.starts.get(range.wrapping_add(1))) {
+            (Some(&from), Some(&to)) => from as usize..to as usize,
+            _ => 0..0,
+        }
+    }
+
+    /// As [`find`], in the list that this is the directory of.
+    pub(super) fn find(&self, keys: &[u64], wanted: &[u64], found: &mut Vec<u64>) {
+        let Some(end) = keys.len().checked_sub(1) else { return find(keys, wanted, found) };
+        found.reserve(wanted.len());
+        for block in wanted.chunks(LANES) {
+            let (mut base, mut len, mut longest) = ([0; LANES], [0; LANES], 0);
+            for ((b, l), &w) in base.iter_mut().zip(&mut len).zip(block) {
+                let range = self.range(w);
+                (*b, *l) = (range.start.min(end), range.len());
+                longest = longest.max(range.len());
+                prefetch(bytemuck::bytes_of(&keys[(*b + *l / 2).min(end)]));
+            }
+            while longest > 1 {
+                for ((b, l), &w) in base.iter_mut().zip(&mut len).zip(block) {
+                    let half = *l / 2;
+                    *b += usize::from(keys[(*b + half.saturating_sub(1)).min(end)] < w) * half;
+                    *l -= half;
+                }
+                longest -= longest / 2;
+            }
+            found.extend(base.iter().zip(block).map(|(&b, &w)| if keys[b.min(end)] == w { b as u64 } else { ABSENT }));
+        }
     }
 }
 
@@ -101,6 +173,33 @@ mod tests {
             let want: Vec<u64> = wanted.iter().map(|w| keys.binary_search(w).map_or(ABSENT, |i| i as u64)).collect();
             assert_eq!(found, want, "{n} keys");
         }
+    }
+
+    #[test]
+    fn a_directory_finds_what_a_search_finds() {
+        let spread = |i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let lists: [fn(u64) -> u64; 4] =
+            [|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15), |i| i * 3, |i| i + (1 << 40), |i| if i == 0 { 0 } else { u64::MAX - i }];
+        for list in lists {
+            for n in [SHORT as u64 + 1, 5000, 100_000] {
+                let mut keys: Vec<u64> = (0..n).map(list).collect();
+                keys.sort_unstable();
+                let directory = Directory::of(&keys).expect("a directory");
+                assert!(directory.starts.len() * 4 <= keys.len() / 2 + 64, "{} of {n}", directory.starts.len());
+                let wanted: Vec<u64> = keys.iter().step_by(3).copied().chain((0..1000).map(spread)).chain([0, 1, u64::MAX]).collect();
+                let (mut found, mut want) = (Vec::new(), Vec::new());
+                directory.find(&keys, &wanted, &mut found);
+                find(&keys, &wanted, &mut want);
+                assert_eq!(found, want, "{n} keys");
+            }
+        }
+        assert!(Directory::of(&[]).is_none() && Directory::of(&[7; 10]).is_none());
+        // Files may be wrong; nothing is out of bounds then.
+        let mut keys: Vec<u64> = (0..5000).map(spread).collect();
+        (0..2).for_each(|_| {
+            Directory::of(&keys).into_iter().for_each(|d| d.find(&keys, &[0, 1, 77, u64::MAX], &mut Vec::new()));
+            keys.reverse();
+        });
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One shard file: opened, checked against the manifest, mapped; and its checksum.
 
 use super::StoreError;
+use super::keys::{self, Directory};
 use crate::plan::{Piece, TableEntry};
 use crate::tensor::{DType, map_file};
 use bytes::Bytes;
@@ -8,18 +9,29 @@ use safetensors::{Dtype, SafeTensors};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// The tensors of a shard file.
 #[derive(Debug)]
 pub(super) struct Mapped {
     pub(super) values: Bytes,
     keys: Bytes,
+    /// Made at the first lookup, for it reads all keys.
+    directory: OnceLock<Option<Directory>>,
 }
 
 impl Mapped {
     /// The keys of a keyed table's piece, ascending; none for another table's.
     pub(super) fn keys(&self) -> &[u64] {
         bytemuck::try_cast_slice(&self.keys).unwrap_or_default()
+    }
+
+    /// Appends the place of each wanted key, as [`keys::find`] does.
+    pub(super) fn find(&self, wanted: &[u64], found: &mut Vec<u64>) {
+        match self.directory.get_or_init(|| Directory::of(self.keys())) {
+            Some(directory) => directory.find(self.keys(), wanted, found),
+            None => keys::find(self.keys(), wanted, found),
+        }
     }
 }
 
@@ -64,7 +76,7 @@ pub(super) fn open_piece(dir: &Path, table: &TableEntry, piece: &Piece, width: u
             return Err(fail("tensor \"keys\" is not aligned to 8 bytes".into()));
         }
     }
-    Ok(Mapped { values, keys })
+    Ok(Mapped { values, keys, directory: OnceLock::new() })
 }
 
 /// The name that safetensors has for a dtype.

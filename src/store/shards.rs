@@ -2,7 +2,7 @@
 
 use super::counters::Counters;
 use super::gather::{advise_random, gather};
-use super::keys::{ABSENT, Divisor, Id, cast_ids, find, range_of};
+use super::keys::{ABSENT, Divisor, Id, cast_ids, range_of};
 use super::layout::{self, Decode, Filling};
 use super::piece::{Mapped, open_piece};
 use super::request::{Blocks, Part, Peer, Reply, ReplyFuture, Request, id_blocks, row_blocks};
@@ -239,7 +239,7 @@ impl Shards {
             keys.clear();
             keys.extend(mine.iter().map(|&i| wanted[i]));
             found.clear();
-            find(piece.keys(), &keys, &mut found);
+            piece.find(&keys, &mut found);
             mine.iter().zip(&found).for_each(|(&i, &row)| at[i] = row);
         }
         absent.extend((0..wanted.len()).filter(|&i| at[i] == ABSENT).map(|i| i as u32));

@@ -9,9 +9,9 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Bytes of a chunk; a wider row is a chunk by itself.
-pub(super) const CHUNK: usize = 256 << 10;
+pub(super) const CHUNK: usize = 512 << 10;
 /// Answers up to this stay in the cache as they are, and go out sooner in one piece.
-const WHOLE: usize = 1 << 20;
+const WHOLE: usize = 2 << 20;
 
 /// The rows of a request, in chunks.
 pub(super) struct RowStream {
