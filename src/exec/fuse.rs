@@ -3,12 +3,14 @@
 //! their own.
 
 use crate::ir::{Graph, NodeId, OpName, ValueId};
-use crate::ops::fused::{Around, Op, Operand, Part, Program, Source, can_prepare};
+use crate::ops::fused::{Around, Op, Operand, Part, Program, Source, can_prepare, can_slice};
 use crate::tensor::{DType, Tensor};
 use std::collections::{HashMap, HashSet};
 
 /// Nodes of one walk over elements at most.
 const MOST: usize = 16;
+/// Nodes behind a row that is taken early at most.
+const MOST_EARLY: usize = 64;
 /// Inputs of it at most.
 const MOST_INPUTS: usize = 8;
 
@@ -20,6 +22,8 @@ pub(super) enum Fusion {
     Chain { layers: Vec<Layer>, inputs: Vec<ValueId>, output: ValueId },
     /// Elementwise arithmetic.
     Pointwise { group: Group, program: Program },
+    /// Gather of one row, and what works row by row before it.
+    Early { group: Group, index: i64, keep: bool, varied: Vec<bool> },
     /// Concat, and lookups before it.
     LookupConcat { group: Group, parts: Vec<Part> },
 }
@@ -90,19 +94,59 @@ impl Fusions {
             return found;
         }
         let plain = |id: NodeId, name: &str| graph.node(id).op().is_some_and(|op| op.is(name) && is_plain(op));
-        for &id in order {
+        let positions: Order = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+        for &id in order.iter().rev().filter(|&&id| plain(id, "Gather")) {
+            found.early(graph, id, &positions, &plain);
+        }
+        for &id in order.iter() {
+            if found.absorbed.contains(&id) {
+                continue;
+            }
             if plain(id, "MatMul") {
                 found.product(graph, id, &plain);
-            } else if plain(id, "Gemm") && !found.absorbed.contains(&id) {
+            } else if plain(id, "Gemm") {
                 found.chain(graph, id, &plain);
             }
         }
-        let positions: Order = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
         found.lookup_concats(graph, order, &positions, &plain);
         for &id in order.iter().rev() {
             found.pointwise(graph, id, &positions, &is_plain);
         }
         found
+    }
+
+    /// The nodes before a Gather of one row that make each row of that row alone; at least a product is among them.
+    fn early(&mut self, graph: &Graph, gather: NodeId, order: &Order, plain: &impl Fn(NodeId, &str) -> bool) {
+        let node = graph.node(gather);
+        let [Some(_), Some(index)] = node.inputs() else { return };
+        let Some(at) = tensor(graph, *index).filter(|t| t.rank() < 2 && t.len() == 1) else { return };
+        let (Ok(Some(1)), Some(index)) = (node.attrs.int("axis"), at.to_i64s().ok().and_then(|i| i.first().copied())) else { return };
+        if self.absorbed.contains(&gather) || !can_slice() {
+            return;
+        }
+        let mut nodes = HashSet::from([gather]);
+        let mut grown = true;
+        while grown && nodes.len() < MOST_EARLY {
+            grown = false;
+            let mut next: Vec<NodeId> = nodes.iter().flat_map(|&n| graph.node(n).inputs().iter().flatten().map(|v| v.node)).collect();
+            next.sort_unstable();
+            for id in next {
+                let inside =
+                    !graph.is_output(id.value(0)) && graph.uses(id.value(0)).iter().all(|u| u.operand.is_some() && nodes.contains(&u.node));
+                if inside && !nodes.contains(&id) && !self.absorbed.contains(&id) && row_by_row(graph, id, plain) {
+                    nodes.insert(id);
+                    grown = true;
+                }
+            }
+        }
+        if !nodes.iter().any(|&n| plain(n, "MatMul")) {
+            return;
+        }
+        let group = Group::of(graph, order, &nodes);
+        let varied = group.inputs.iter().map(|v| tensor(graph, *v).is_none()).collect();
+        let keep = at.rank() == 1;
+        self.absorbed.extend(nodes.iter().filter(|n| **n != gather));
+        self.at.insert(gather, Fusion::Early { group, index, keep, varied });
     }
 
     fn product(&mut self, graph: &Graph, id: NodeId, plain: &impl Fn(NodeId, &str) -> bool) {
@@ -127,13 +171,14 @@ impl Fusions {
         let mut output = id.value(0);
         let columns = tensor(graph, *b).filter(|b| can_prepare(b)).map(|b| b.shape()[1]);
         if let Some(columns) = columns {
-            let add = only_reader(graph, output).filter(|&r| plain(r, "Add"));
+            let free = |r: &NodeId| !self.absorbed.contains(r);
+            let add = only_reader(graph, output).filter(|&r| plain(r, "Add")).filter(free);
             if let Some((add, bias)) = add.and_then(|add| Some((add, bias_of(graph, add, output, columns)?))) {
                 self.absorbed.insert(add);
                 around.bias = Some(bias);
                 output = add.value(0);
             }
-            if let Some(relu) = only_reader(graph, output).filter(|&r| plain(r, "Relu")) {
+            if let Some(relu) = only_reader(graph, output).filter(|r| plain(*r, "Relu") && !self.absorbed.contains(r)) {
                 self.absorbed.insert(relu);
                 around.relu = true;
                 output = relu.value(0);
@@ -281,6 +326,29 @@ impl Found {
         }
         found.lookup = Some((table, ids));
         found
+    }
+}
+
+/// Whether a node makes each row of `[samples, rows, width]` of the same row of its operands: constants among them are the same for
+/// all rows.
+fn row_by_row(graph: &Graph, id: NodeId, plain: &impl Fn(NodeId, &str) -> bool) -> bool {
+    let node = graph.node(id);
+    let Some(op) = node.op().filter(|op| plain(id, &op.name)) else { return false };
+    let rank = |i: usize| node.inputs().get(i).copied().flatten().map(|v| tensor(graph, v).map(Tensor::rank));
+    if node.outputs.len() != 1 {
+        return false;
+    }
+    match &*op.name {
+        "MatMul" => rank(0) == Some(None) && rank(1) == Some(Some(2)),
+        "LayerNormalization" => {
+            let last = node.attrs.int_or("axis", -1) == Ok(-1);
+            last && rank(0) == Some(None) && rank(1) == Some(Some(1)) && matches!(rank(2), None | Some(Some(1)))
+        }
+        _ => {
+            let operands = (0..node.inputs().len()).map(rank);
+            let fits = |r: Option<Option<usize>>| r.is_some_and(|r| r.is_none_or(|r| r < 2));
+            Op::of(op).is_some() && node.attrs.is_empty() && operands.clone().all(fits) && operands.clone().any(|r| r == Some(None))
+        }
     }
 }
 

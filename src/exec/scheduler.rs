@@ -7,7 +7,7 @@ use super::host::Host;
 use super::plan::{Action, Body, Plan, Source, Step};
 use super::profile::Profile;
 use super::trace::{Event, Row, Trace, describe};
-use crate::ops::{Args, OpError, Outputs};
+use crate::ops::{Args, OpError, Outputs, threads};
 use crate::tensor::Value;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
@@ -27,6 +27,8 @@ pub(super) struct Run<'a> {
     pub(super) iterations: AtomicU64,
     /// Whether all steps run on the thread that called.
     pub(super) alone: bool,
+    /// Whether steps are taken to be long before they are seen.
+    pub(super) long: bool,
     /// Where events go, and the number of the run.
     pub(super) trace: Option<(&'a Trace, u64)>,
 }
@@ -40,9 +42,19 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Runs a kernel on the pool. A plan that never waits is on it already, and a short run stays where it is.
-    fn kernel(&self, plan: &Plan, f: impl FnOnce() -> Result<Outputs, OpError> + Send) -> Result<Outputs, String> {
-        let done = if plan.waits && !self.alone { self.pool.install(f) } else { f() };
+    /// Runs a kernel on the pool. A plan that never waits is on it already; what is short stays where it is.
+    fn kernel(&self, plan: &Plan, step: &Step, f: impl FnOnce() -> Result<Outputs, OpError> + Send) -> Result<Outputs, String> {
+        let done = if !plan.waits || self.alone {
+            f()
+        } else if self.long || step.long.load(Ordering::Relaxed) {
+            self.pool.install(f)
+        } else {
+            let (done, long) = threads::alone(f);
+            if long {
+                step.long.store(true, Ordering::Relaxed);
+            }
+            done
+        };
         done.map_err(|e| e.to_string())
     }
 
@@ -157,7 +169,7 @@ pub(super) fn run(plan: &Plan, inputs: Vec<Option<Value>>, r: &Run) -> Result<Ve
             Action::Kernel(kernel) => {
                 let args = Args::new(env.inputs(index));
                 let given = if tracing { describe((0..args.len()).map(|i| args.value(i))) } else { Vec::new() };
-                let outputs = call(|| r.kernel(plan, || kernel(args))).map_err(|e| at(step, e))?;
+                let outputs = call(|| r.kernel(plan, step, || kernel(args))).map_err(|e| at(step, e))?;
                 if let Some(start) = start.filter(|_| tracing) {
                     r.note(step, Row::Steps, (start, Instant::now()), given, &outputs);
                 }

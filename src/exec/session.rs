@@ -152,6 +152,7 @@ impl Session {
             profile: self.profile.as_ref(),
             iterations: AtomicU64::new(0),
             alone,
+            long: elements >= LONG,
             trace: self.trace.as_deref().map(|t| (t, t.batch())),
         };
         let start = Instant::now();
@@ -165,7 +166,7 @@ impl Session {
             // It stays off the pool, whose threads must not block.
             run(plan, values, &shared)
         } else {
-            self.pool.install(|| run(plan, values, &shared))
+            threads::awake(&self.pool, || run(plan, values, &shared))
         };
         if let (Some((trace, batch)), Ok(made)) = (shared.trace, &results) {
             trace.batch_done(batch, start, given, made);
