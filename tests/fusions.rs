@@ -106,24 +106,25 @@ fn gemms_that_follow_each_other_are_one_step() {
 #[test]
 fn one_row_is_taken_before_what_works_row_by_row() {
     let (w, v, g) = (list(&numbers(&[20, 33])), list(&numbers(&[33, 20])), list(&numbers(&[20])));
-    let text = |index: &str, data: &str| {
+    let text = |index: &str, types: [&str; 2]| {
         let body = format!(
             "  param w: float32[20,33] = {w}\n  param v: float32[33,20] = {v}\n  param g: float32[20] = {g}\n  \
              param i: int64{index}\n  s = Add(x, z)\n  n = LayerNormalization(s, g, g) {{axis=-1}}\n  a = MatMul(n, w)\n  b = Relu(a)\n  \
-             c = MatMul(b, v)\n  d = Add(g, c)\n  e = Add(d, n)\n  f = Gather({data}, i) {{axis=1}}\n  y = Tanh(f)"
+             c = MatMul(b, v)\n  d = Add(g, c)\n  e = Add(d, n)\n  f = Gather(e, i) {{axis=1}}\n  y = Tanh(f)"
         );
-        graph("(x: float32, z: float32) -> (y)", &body)
+        graph(&format!("(x: float32{}, z: float32{}) -> (y)", types[0], types[1]), &body)
     };
+    let three = ["[a,b,20]"; 2];
+    let pair = |x: &[usize], z: &[usize]| [("x", numbers(x)), ("z", numbers(z))];
     for index in ["[] = [0]", "[] = [-1]", "[1] = [2]", "[] = [4]"] {
-        for (x, z) in
-            [(vec![3, 5, 20], vec![3, 5, 20]), (vec![3, 5, 20], vec![1, 5, 20]), (vec![2, 5, 20], vec![5, 20]), (vec![5, 20], vec![5, 20])]
-        {
-            check(&text(index, "e"), &[("x", numbers(&x)), ("z", numbers(&z))]).unwrap();
-        }
+        check(&text(index, three), &pair(&[3, 5, 20], &[3, 5, 20])).unwrap();
+        check(&text(index, ["[a,b,20]", "[c,b,20]"]), &pair(&[3, 5, 20], &[1, 5, 20])).unwrap();
+        check(&text(index, ["[a,b,20]", "[b,20]"]), &pair(&[2, 5, 20], &[5, 20])).unwrap();
+        check(&text(index, ["", ""]), &pair(&[5, 20], &[5, 20])).unwrap();
     }
-    let y = check(&text("[] = [-1]", "e"), &[("x", numbers(&[3, 5, 20])), ("z", numbers(&[3, 5, 20]))]).unwrap();
+    let y = check(&text("[] = [-1]", three), &pair(&[3, 5, 20], &[3, 5, 20])).unwrap();
     assert_eq!(y[0].1.as_tensor().unwrap().shape()[..], [3, 20]);
-    let error = check(&text("[] = [5]", "e"), &[("x", numbers(&[3, 5, 20])), ("z", numbers(&[3, 5, 20]))]).unwrap_err().to_string();
+    let error = check(&text("[] = [5]", three), &pair(&[3, 5, 20], &[3, 5, 20])).unwrap_err().to_string();
     assert!(error.contains("index 5"), "{error}");
 }
 

@@ -3,14 +3,12 @@
 //! their own.
 
 use crate::ir::{Graph, NodeId, OpName, ValueId};
-use crate::ops::fused::{Around, Op, Operand, Part, Program, Source, can_prepare, can_slice};
+use crate::ops::fused::{Around, Op, Operand, Part, Program, Source, can_prepare};
 use crate::tensor::{DType, Tensor};
 use std::collections::{HashMap, HashSet};
 
 /// Nodes of one walk over elements at most.
 const MOST: usize = 16;
-/// Nodes behind a row that is taken early at most.
-const MOST_EARLY: usize = 64;
 /// Inputs of it at most.
 const MOST_INPUTS: usize = 8;
 
@@ -37,7 +35,7 @@ pub(super) struct Layer {
 }
 
 /// The position of each node in the order in which they run.
-type Order = HashMap<NodeId, usize>;
+pub(super) type Order = HashMap<NodeId, usize>;
 
 /// Nodes in their order, of which the last gives the result.
 pub(super) struct Group {
@@ -50,7 +48,7 @@ pub(super) struct Group {
 
 impl Group {
     /// The nodes of a set; each has one output.
-    fn of(graph: &Graph, order: &Order, set: &HashSet<NodeId>) -> Self {
+    pub(super) fn of(graph: &Graph, order: &Order, set: &HashSet<NodeId>) -> Self {
         let mut nodes: Vec<NodeId> = set.iter().copied().collect();
         nodes.sort_unstable_by_key(|n| order.get(n));
         let (mut inputs, mut operands) = (Vec::new(), Vec::new());
@@ -95,9 +93,7 @@ impl Fusions {
         }
         let plain = |id: NodeId, name: &str| graph.node(id).op().is_some_and(|op| op.is(name) && is_plain(op));
         let positions: Order = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
-        for &id in order.iter().rev().filter(|&&id| plain(id, "Gather")) {
-            found.early(graph, id, &positions, &plain);
-        }
+        found.earlies(graph, order, &positions, &plain);
         for &id in order.iter() {
             if found.absorbed.contains(&id) {
                 continue;
@@ -113,40 +109,6 @@ impl Fusions {
             found.pointwise(graph, id, &positions, &is_plain);
         }
         found
-    }
-
-    /// The nodes before a Gather of one row that make each row of that row alone; at least a product is among them.
-    fn early(&mut self, graph: &Graph, gather: NodeId, order: &Order, plain: &impl Fn(NodeId, &str) -> bool) {
-        let node = graph.node(gather);
-        let [Some(_), Some(index)] = node.inputs() else { return };
-        let Some(at) = tensor(graph, *index).filter(|t| t.rank() < 2 && t.len() == 1) else { return };
-        let (Ok(Some(1)), Some(index)) = (node.attrs.int("axis"), at.to_i64s().ok().and_then(|i| i.first().copied())) else { return };
-        if self.absorbed.contains(&gather) || !can_slice() {
-            return;
-        }
-        let mut nodes = HashSet::from([gather]);
-        let mut grown = true;
-        while grown && nodes.len() < MOST_EARLY {
-            grown = false;
-            let mut next: Vec<NodeId> = nodes.iter().flat_map(|&n| graph.node(n).inputs().iter().flatten().map(|v| v.node)).collect();
-            next.sort_unstable();
-            for id in next {
-                let inside =
-                    !graph.is_output(id.value(0)) && graph.uses(id.value(0)).iter().all(|u| u.operand.is_some() && nodes.contains(&u.node));
-                if inside && !nodes.contains(&id) && !self.absorbed.contains(&id) && row_by_row(graph, id, plain) {
-                    nodes.insert(id);
-                    grown = true;
-                }
-            }
-        }
-        if !nodes.iter().any(|&n| plain(n, "MatMul")) {
-            return;
-        }
-        let group = Group::of(graph, order, &nodes);
-        let varied = group.inputs.iter().map(|v| tensor(graph, *v).is_none()).collect();
-        let keep = at.rank() == 1;
-        self.absorbed.extend(nodes.iter().filter(|n| **n != gather));
-        self.at.insert(gather, Fusion::Early { group, index, keep, varied });
     }
 
     fn product(&mut self, graph: &Graph, id: NodeId, plain: &impl Fn(NodeId, &str) -> bool) {
@@ -329,29 +291,6 @@ impl Found {
     }
 }
 
-/// Whether a node makes each row of `[samples, rows, width]` of the same row of its operands: constants among them are the same for
-/// all rows.
-fn row_by_row(graph: &Graph, id: NodeId, plain: &impl Fn(NodeId, &str) -> bool) -> bool {
-    let node = graph.node(id);
-    let Some(op) = node.op().filter(|op| plain(id, &op.name)) else { return false };
-    let rank = |i: usize| node.inputs().get(i).copied().flatten().map(|v| tensor(graph, v).map(Tensor::rank));
-    if node.outputs.len() != 1 {
-        return false;
-    }
-    match &*op.name {
-        "MatMul" => rank(0) == Some(None) && rank(1) == Some(Some(2)),
-        "LayerNormalization" => {
-            let last = node.attrs.int_or("axis", -1) == Ok(-1);
-            last && rank(0) == Some(None) && rank(1) == Some(Some(1)) && matches!(rank(2), None | Some(Some(1)))
-        }
-        _ => {
-            let operands = (0..node.inputs().len()).map(rank);
-            let fits = |r: Option<Option<usize>>| r.is_some_and(|r| r.is_none_or(|r| r < 2));
-            Op::of(op).is_some() && node.attrs.is_empty() && operands.clone().all(fits) && operands.clone().any(|r| r == Some(None))
-        }
-    }
-}
-
 /// The axes of an Unsqueeze of any version, if they are constant.
 fn axes(graph: &Graph, id: NodeId) -> Option<Vec<i64>> {
     let node = graph.node(id);
@@ -370,7 +309,7 @@ fn only_reader(graph: &Graph, v: ValueId) -> Option<NodeId> {
 }
 
 /// A constant: a parameter, or what a Constant holds.
-fn tensor(graph: &Graph, v: ValueId) -> Option<&Tensor> {
+pub(super) fn tensor(graph: &Graph, v: ValueId) -> Option<&Tensor> {
     let constant = graph.constant(v).map(|c| &c.tensor);
     constant
         .or_else(|| graph.node(v.node).op().filter(|op| op.is("Constant")).and_then(|_| graph.node(v.node).attrs.tensor("value").ok()?))
