@@ -104,6 +104,31 @@ fn gemms_that_follow_each_other_are_one_step() {
 }
 
 #[test]
+fn one_row_is_taken_before_what_works_row_by_row() {
+    let (w, v, g) = (list(&numbers(&[20, 33])), list(&numbers(&[33, 20])), list(&numbers(&[20])));
+    let text = |index: &str, types: [&str; 2]| {
+        let body = format!(
+            "  param w: float32[20,33] = {w}\n  param v: float32[33,20] = {v}\n  param g: float32[20] = {g}\n  \
+             param i: int64{index}\n  s = Add(x, z)\n  n = LayerNormalization(s, g, g) {{axis=-1}}\n  a = MatMul(n, w)\n  b = Relu(a)\n  \
+             c = MatMul(b, v)\n  d = Add(g, c)\n  e = Add(d, n)\n  f = Gather(e, i) {{axis=1}}\n  y = Tanh(f)"
+        );
+        graph(&format!("(x: float32{}, z: float32{}) -> (y)", types[0], types[1]), &body)
+    };
+    let three = ["[a,b,20]"; 2];
+    let pair = |x: &[usize], z: &[usize]| [("x", numbers(x)), ("z", numbers(z))];
+    for index in ["[] = [0]", "[] = [-1]", "[1] = [2]", "[] = [4]"] {
+        check(&text(index, three), &pair(&[3, 5, 20], &[3, 5, 20])).unwrap();
+        check(&text(index, ["[a,b,20]", "[c,b,20]"]), &pair(&[3, 5, 20], &[1, 5, 20])).unwrap();
+        check(&text(index, ["[a,b,20]", "[b,20]"]), &pair(&[2, 5, 20], &[5, 20])).unwrap();
+        check(&text(index, ["", ""]), &pair(&[5, 20], &[5, 20])).unwrap();
+    }
+    let y = check(&text("[] = [-1]", three), &pair(&[3, 5, 20], &[3, 5, 20])).unwrap();
+    assert_eq!(y[0].1.as_tensor().unwrap().shape()[..], [3, 20]);
+    let error = check(&text("[] = [5]", three), &pair(&[3, 5, 20], &[3, 5, 20])).unwrap_err().to_string();
+    assert!(error.contains("index 5"), "{error}");
+}
+
+#[test]
 fn arithmetic_goes_in_one_walk() {
     let body = "  param c: float32[] = [1.4142135]\n  param one: float32[] = [1.0]\n  param half: float32[1] = [0.5]\n  s = Add(x, b)\n  \
                 d = Div(s, c)\n  e = Erf(d)\n  f = Add(e, one)\n  g = Mul(s, f)\n  h = Mul(g, half)";

@@ -20,6 +20,8 @@ pub(super) enum Fusion {
     Chain { layers: Vec<Layer>, inputs: Vec<ValueId>, output: ValueId },
     /// Elementwise arithmetic.
     Pointwise { group: Group, program: Program },
+    /// Gather of one row, and what works row by row before it.
+    Early { group: Group, index: i64, keep: bool, varied: Vec<bool> },
     /// Concat, and lookups before it.
     LookupConcat { group: Group, parts: Vec<Part> },
 }
@@ -33,7 +35,7 @@ pub(super) struct Layer {
 }
 
 /// The position of each node in the order in which they run.
-type Order = HashMap<NodeId, usize>;
+pub(super) type Order = HashMap<NodeId, usize>;
 
 /// Nodes in their order, of which the last gives the result.
 pub(super) struct Group {
@@ -46,7 +48,7 @@ pub(super) struct Group {
 
 impl Group {
     /// The nodes of a set; each has one output.
-    fn of(graph: &Graph, order: &Order, set: &HashSet<NodeId>) -> Self {
+    pub(super) fn of(graph: &Graph, order: &Order, set: &HashSet<NodeId>) -> Self {
         let mut nodes: Vec<NodeId> = set.iter().copied().collect();
         nodes.sort_unstable_by_key(|n| order.get(n));
         let (mut inputs, mut operands) = (Vec::new(), Vec::new());
@@ -90,14 +92,18 @@ impl Fusions {
             return found;
         }
         let plain = |id: NodeId, name: &str| graph.node(id).op().is_some_and(|op| op.is(name) && is_plain(op));
-        for &id in order {
+        let positions: Order = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
+        found.earlies(graph, order, &positions, &plain);
+        for &id in order.iter() {
+            if found.absorbed.contains(&id) {
+                continue;
+            }
             if plain(id, "MatMul") {
                 found.product(graph, id, &plain);
-            } else if plain(id, "Gemm") && !found.absorbed.contains(&id) {
+            } else if plain(id, "Gemm") {
                 found.chain(graph, id, &plain);
             }
         }
-        let positions: Order = order.iter().enumerate().map(|(i, id)| (*id, i)).collect();
         found.lookup_concats(graph, order, &positions, &plain);
         for &id in order.iter().rev() {
             found.pointwise(graph, id, &positions, &is_plain);
@@ -127,13 +133,14 @@ impl Fusions {
         let mut output = id.value(0);
         let columns = tensor(graph, *b).filter(|b| can_prepare(b)).map(|b| b.shape()[1]);
         if let Some(columns) = columns {
-            let add = only_reader(graph, output).filter(|&r| plain(r, "Add"));
+            let free = |r: &NodeId| !self.absorbed.contains(r);
+            let add = only_reader(graph, output).filter(|&r| plain(r, "Add")).filter(free);
             if let Some((add, bias)) = add.and_then(|add| Some((add, bias_of(graph, add, output, columns)?))) {
                 self.absorbed.insert(add);
                 around.bias = Some(bias);
                 output = add.value(0);
             }
-            if let Some(relu) = only_reader(graph, output).filter(|&r| plain(r, "Relu")) {
+            if let Some(relu) = only_reader(graph, output).filter(|r| plain(*r, "Relu") && !self.absorbed.contains(r)) {
                 self.absorbed.insert(relu);
                 around.relu = true;
                 output = relu.value(0);
@@ -302,7 +309,7 @@ fn only_reader(graph: &Graph, v: ValueId) -> Option<NodeId> {
 }
 
 /// A constant: a parameter, or what a Constant holds.
-fn tensor(graph: &Graph, v: ValueId) -> Option<&Tensor> {
+pub(super) fn tensor(graph: &Graph, v: ValueId) -> Option<&Tensor> {
     let constant = graph.constant(v).map(|c| &c.tensor);
     constant
         .or_else(|| graph.node(v.node).op().filter(|op| op.is("Constant")).and_then(|_| graph.node(v.node).attrs.tensor("value").ok()?))

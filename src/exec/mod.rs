@@ -1,6 +1,7 @@
 //! Running graphs: a model is compiled once into a [`Session`], which then runs on any number of inputs.
 
 mod control;
+mod early;
 mod fuse;
 mod host;
 mod plan;

@@ -10,6 +10,7 @@ use crate::ops::{self, Args, Kernel, OpCtx, OpDef, Run};
 use crate::tensor::{Tensor, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Where a step finds an operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,6 +57,8 @@ pub(super) struct Step {
     pub(super) last: Vec<bool>,
     /// Slots that are dead after this step.
     pub(super) free: Vec<usize>,
+    /// Whether it has been seen to have a loop for several threads.
+    pub(super) long: AtomicBool,
 }
 
 /// A compiled graph.
@@ -218,7 +221,7 @@ impl<'m> Compiler<'m> {
         }
         plan.waits |= waits;
         let (last, label) = (vec![false; inputs.len()], node.label().to_owned());
-        plan.steps.push(Step { action, label, op: op.clone(), inputs, outputs, last, free: Vec::new() });
+        plan.steps.push(Step { action, label, op: op.clone(), inputs, outputs, last, free: Vec::new(), long: AtomicBool::new(false) });
         Ok(())
     }
 
@@ -270,6 +273,10 @@ impl<'m> Compiler<'m> {
                 let (nodes, inputs) = sequence(&group, plan)?;
                 (program.kernel(nodes), inputs, id.value(0))
             }
+            Fusion::Early { group, index, keep, varied } => {
+                let (nodes, inputs) = sequence(&group, plan)?;
+                (ops::fused::build_early(nodes, index, keep, varied), inputs, id.value(0))
+            }
             Fusion::LookupConcat { group, parts } => {
                 let (nodes, inputs) = sequence(&group, plan)?;
                 (ops::fused::build_lookup_concat(parts, nodes), inputs, id.value(0))
@@ -289,6 +296,7 @@ impl<'m> Compiler<'m> {
             outputs,
             last,
             free: Vec::new(),
+            long: AtomicBool::new(false),
         });
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::host::Host;
 use super::plan::{Action, Body, Plan, Source, Step};
 use super::profile::Profile;
 use super::trace::{Event, Row, Trace, describe};
-use crate::ops::{Args, Outputs};
+use crate::ops::{Args, Outputs, threads};
 use crate::store::Tally;
 use crate::tensor::Value;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub(super) struct Run<'a> {
     pub(super) iterations: AtomicU64,
     /// Whether all steps run on the thread that called.
     pub(super) alone: bool,
+    /// Whether steps are taken to be long before they are seen.
+    pub(super) long: bool,
     /// Where events go, and the number of the run.
     pub(super) trace: Option<(&'a Trace, u64)>,
     /// What became of the ids that it looks up.
@@ -160,7 +162,7 @@ impl<'p> Env<'p> {
         while self.next < end {
             let pure = if r.alone { self.next } else { self.stretch(end) };
             if pure > self.next {
-                r.pool.install(|| (self.next..pure).try_for_each(|_| self.step(r)))?;
+                self.pure(pure, r)?;
                 continue;
             }
             let step = &self.plan.steps[self.next];
@@ -172,6 +174,23 @@ impl<'p> Env<'p> {
             }
         }
         Ok(())
+    }
+
+    /// Runs the steps before `end`, of which none waits: here as long as they are short, else on the pool.
+    fn pure(&mut self, end: usize, r: &Run) -> Result<(), ExecError> {
+        let plan = self.plan;
+        let short = |step: &Step| matches!(step.action, Action::Kernel(_)) && !step.long.load(Ordering::Relaxed);
+        if plan.waits && !r.long && plan.steps[self.next..end].iter().all(short) {
+            while self.next < end {
+                let step = &plan.steps[self.next];
+                let (done, long) = threads::alone(|| self.step(r));
+                step.long.fetch_or(long, Ordering::Relaxed);
+                done?;
+            }
+            return Ok(());
+        }
+        let mut all = || (self.next..end).try_for_each(|_| self.step(r));
+        if plan.waits || rayon::current_thread_index().is_some() { r.pool.install(all) } else { threads::awake(r.pool, || all()) }
     }
 
     /// Runs the next step, whose operands are there.

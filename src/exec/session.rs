@@ -133,6 +133,7 @@ impl Session {
             profile: self.profile.as_ref(),
             iterations: AtomicU64::new(0),
             alone,
+            long: elements >= LONG,
             trace: self.trace.as_deref().map(|t| (t, t.batch())),
             tally: Arc::default(),
         };

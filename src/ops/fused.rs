@@ -2,6 +2,7 @@
 //! of a model; they give the bits of the nodes that they stand for.
 
 pub(crate) use super::chain::{Layer, kernel as build_chain};
+pub(crate) use super::early::kernel as build_early;
 pub(crate) use super::lookup_concat::{Part, Source, kernel as build_lookup_concat};
 pub(crate) use super::pointwise::{Op, Program};
 
@@ -41,8 +42,26 @@ impl Sequence {
     /// # Errors
     /// What a node says, with its label.
     pub(crate) fn run(&self, args: &Args) -> Result<Outputs, OpError> {
-        let mut values: Vec<Value> = Vec::with_capacity(self.0.len());
-        for node in &self.0 {
+        Ok(self.run_some(args, self.0.len())?.pop().into_iter().collect())
+    }
+
+    /// What the last node would get as its first operand.
+    ///
+    /// # Errors
+    /// As [`Sequence::run`].
+    pub(super) fn before_last(&self, args: &Args) -> Result<Option<Value>, OpError> {
+        let Some((last, before)) = self.0.split_last() else { return Ok(None) };
+        let mut values = self.run_some(args, before.len())?;
+        Ok(match last.operands.first() {
+            Some(Operand::Step(s)) => Some(values.swap_remove(*s)),
+            Some(Operand::Input(i)) => args.value(*i).cloned(),
+            _ => None,
+        })
+    }
+
+    fn run_some(&self, args: &Args, count: usize) -> Result<Vec<Value>, OpError> {
+        let mut values: Vec<Value> = Vec::with_capacity(count);
+        for node in &self.0[..count] {
             let inputs = node.operands.iter().map(|o| match *o {
                 Operand::Step(s) => values.get(s).cloned(),
                 Operand::Input(i) => args.value(i).cloned(),
@@ -51,7 +70,7 @@ impl Sequence {
             let made = (node.kernel)(Args::new(inputs)).map_err(|e| OpError::Invalid(format!("in {}: {e}", node.label)))?;
             values.extend(made.into_iter().take(1));
         }
-        Ok(values.pop().into_iter().collect())
+        Ok(values)
     }
 }
 
@@ -80,6 +99,11 @@ pub(crate) fn can_prepare(b: &Tensor) -> bool {
         && b.rank() == 2
         && b.shape()[1] > 0
         && b.bytes().is_some_and(|b| b.len() <= PREPARED)
+}
+
+/// Whether a row of a product has the same bits whatever the rows beside it.
+pub(crate) fn can_slice() -> bool {
+    super::gemm::Packed::supported()
 }
 
 /// The kernel of a MatMul with what is around it; the context is that of the MatMul, its operands those before the Transposes.

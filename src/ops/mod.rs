@@ -3,6 +3,7 @@
 
 mod args;
 mod chain;
+mod early;
 pub mod elementwise;
 pub(crate) mod fused;
 mod gemm;

@@ -146,6 +146,34 @@ impl<T: Real> Param<T> {
     }
 }
 
+/// One row to be normalized.
+struct Normalize<'a, T> {
+    row: &'a mut [T],
+    epsilon: T,
+    rms: bool,
+    scale: Option<&'a [T]>,
+    bias: Option<&'a [T]>,
+}
+
+impl<T: Real> rows::Body for Normalize<'_, T> {
+    /// Mean (zero for `rms`) and inverse deviation.
+    type Output = (T, T);
+
+    #[inline(always)]
+    fn run(self) -> (T, T) {
+        let Self { row, epsilon, rms, scale, bias } = self;
+        let n = T::from_f64(row.len() as f64);
+        let (mean, var) = if rms { (T::ZERO, rows::sum_by(row, |v| v * v) / n) } else { rows::moments(row) };
+        let inv = T::ONE / (var + epsilon).sqrt();
+        match (scale, bias) {
+            (Some(s), Some(b)) => row.iter_mut().zip(s).zip(b).for_each(|((v, &s), &b)| *v = (*v - mean) * inv * s + b),
+            (Some(s), None) => row.iter_mut().zip(s).for_each(|(v, &s)| *v = (*v - mean) * inv * s),
+            (None, _) => row.iter_mut().for_each(|v| *v = (*v - mean) * inv),
+        }
+        (mean, inv)
+    }
+}
+
 /// Normalizes rows of `len` elements in place and gives back mean (zeros for `rms`) and inverse deviation of each.
 pub(super) fn normalize_rows<T: Real>(
     x: &mut [T],
@@ -158,16 +186,7 @@ pub(super) fn normalize_rows<T: Real>(
     let count = x.len().checked_div(len).unwrap_or(0);
     let mut stats = vec![(T::ZERO, T::ZERO); count];
     let each = |i: usize, row: &mut [T], stat: &mut (T, T)| {
-        rows::simd(|| {
-            let (mean, var) = if rms { (T::ZERO, rows::sum_by(row, |v| v * v) / T::from_f64(len as f64)) } else { rows::moments(row) };
-            let inv = T::ONE / (var + epsilon).sqrt();
-            *stat = (mean, inv);
-            match (scale.row(i, len), bias.row(i, len)) {
-                (Some(s), Some(b)) => row.iter_mut().zip(s).zip(b).for_each(|((v, &s), &b)| *v = (*v - mean) * inv * s + b),
-                (Some(s), None) => row.iter_mut().zip(s).for_each(|(v, &s)| *v = (*v - mean) * inv * s),
-                (None, _) => row.iter_mut().for_each(|v| *v = (*v - mean) * inv),
-            }
-        })
+        *stat = rows::simd_run(Normalize { row, epsilon, rms, scale: scale.row(i, len), bias: bias.row(i, len) });
     };
     if x.len() < 2 * util::GRAIN || !threads::shared() {
         x.chunks_mut(len.max(1)).zip(&mut stats).enumerate().for_each(|(i, (row, s))| each(i, row, s));

@@ -69,11 +69,14 @@ pub fn moments<T: Real>(x: &[T]) -> (T, T) {
 #[inline(always)]
 pub fn exp_neg_f32(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
     let p = ((((1.987_569_1e-4 * r + 1.398_2e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r + 1.666_666_5e-1) * r + 0.5;
     let y = p * r * r + r + 1.0;
-    let scale = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    // The integer stands in the low bits; a cast that saturates would go number by number.
+    let power = shifted.to_bits().wrapping_sub(ROUND.to_bits());
+    let scale = f32::from_bits(power.wrapping_add(127) << 23);
     if x < -87.3 { 0.0 } else { y * scale }
 }
 
@@ -96,20 +99,58 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// A long loop for [`simd_run`]: its body is marked to be put in place wherever it is called, which a closure cannot be, and
+/// LLVM leaves long closures as functions of their own that have no wide vectors.
+pub trait Body {
+    /// What it gives.
+    type Output;
+    /// The loop; `#[inline(always)]`.
+    fn run(self) -> Self::Output;
+}
+
+/// As [`simd`].
+#[inline(always)]
+pub fn simd_run<B: Body>(body: B) -> B::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2<B: Body>(body: B) -> B::Output {
+            body.run()
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the machine has the feature.
+            #[allow(unsafe_code)]
+            return unsafe { avx2(body) };
+        }
+    }
+    body.run()
+}
+
 /// What is subtracted from a row before its exponentials: its greatest value, or 0 where that is infinite.
+#[inline(always)]
 pub fn shift<T: Real>(max: T) -> T {
     if max == T::lowest() { T::ZERO } else { max }
 }
 
 /// Softmax of a row, in place; a row of nothing but negative infinity becomes zeros.
 pub fn softmax<T: Real>(x: &mut [T]) {
-    simd(|| {
+    simd_run(Softmax(x));
+}
+
+struct Softmax<'a, T>(&'a mut [T]);
+
+impl<T: Real> Body for Softmax<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let x = self.0;
         let top = shift(max(x));
         x.iter_mut().for_each(|v| *v = (*v - top).exp_neg());
         let total = sum(x);
         let scale = if total == T::ZERO { T::ZERO } else { T::ONE / total };
         x.iter_mut().for_each(|v| *v = *v * scale);
-    });
+    }
 }
 
 /// Logarithm of the softmax of a row, in place.

@@ -2,6 +2,9 @@
 //! to wake another takes longer than many a model.
 
 use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 thread_local! {
     /// While a run is alone: whether a loop was long enough to be shared.
@@ -33,6 +36,35 @@ pub(crate) fn alone<R>(f: impl FnOnce() -> R) -> (R, bool) {
     let _restore = Restore(ALONE.replace(Some(false)));
     let result = f();
     (result, ALONE.get() == Some(true))
+}
+
+/// How long a thread looks for work before it sleeps.
+const IDLE: Duration = Duration::from_micros(100);
+
+/// Runs `f` on the pool, whose other threads stay awake as long as there is work for them: to wake one takes as long as many a
+/// loop.
+pub(crate) fn awake<R: Send>(pool: &rayon::ThreadPool, f: impl FnOnce() -> R + Send) -> R {
+    struct End(Arc<AtomicBool>);
+    impl Drop for End {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+    pool.install(|| {
+        let end = End(Arc::default());
+        let (own, ended) = (rayon::current_thread_index(), end.0.clone());
+        rayon::spawn_broadcast(move |cx| {
+            let mut last = Instant::now();
+            while Some(cx.index()) != own && !ended.load(Relaxed) && last.elapsed() < IDLE {
+                if rayon::yield_now() == Some(rayon::Yield::Executed) {
+                    last = Instant::now();
+                } else {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        f()
+    })
 }
 
 #[cfg(test)]
