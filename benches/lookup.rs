@@ -180,6 +180,7 @@ fn deploy(dir: &Path, tables: usize, rows: usize, dim: usize, pieces: usize) -> 
         replicas: 1,
         files: Default::default(),
         tables: (0..tables).map(table).collect(),
+        dense_inputs: Vec::new(),
     };
     std::fs::write(dir.join("manifest.json"), manifest.print()).unwrap();
     manifest

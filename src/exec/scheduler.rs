@@ -189,8 +189,8 @@ impl<'p> Env<'p> {
             }
             return Ok(());
         }
-        let mut all = || (self.next..end).try_for_each(|_| self.step(r));
-        if plan.waits || rayon::current_thread_index().is_some() { r.pool.install(all) } else { threads::awake(r.pool, || all()) }
+        let all = || (self.next..end).try_for_each(|_| self.step(r));
+        if plan.waits || rayon::current_thread_index().is_some() { r.pool.install(all) } else { threads::awake(r.pool, all) }
     }
 
     /// Runs the next step, whose operands are there.
