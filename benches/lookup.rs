@@ -1,6 +1,6 @@
 //! The lookup path beside blocking TCP that moves the same bytes and beside Redis, each server a process of its own on loopback.
 //!
-//!     cargo bench --bench lookup [-- --rounds N] [--readme benches/README.md] [--dims 16,64] [--pieces 1,4] [--ids 26000,1000,26]
+//!     cargo bench --bench lookup [-- --rounds N] [--readme benches/README.md] [--dims 16,64] [--pieces 1,4] [--ids 26000,1000,26] [--keyed yes]
 //!
 //! For each number of ids and width it prints the median call of all and their time divided by ours, as min / median / max over
 //! interleaved rounds: above 1 we are faster. *buffer* is a raw server that sends as many bytes from one place; *rows* is
@@ -18,7 +18,7 @@ mod raw;
 #[path = "lookup/redis.rs"]
 mod redis;
 
-use graphtool::plan::{FORMAT_VERSION, Manifest, Sharding, TableLayout};
+use graphtool::plan::{Absent, FORMAT_VERSION, Manifest, Sharding, TableEntry, TableLayout};
 use graphtool::store::{self, ConnectOptions, Query, ServeOptions, Store};
 use graphtool::tensor::Tensor;
 use std::fmt::Write as _;
@@ -126,10 +126,11 @@ struct Options {
     dims: Vec<usize>,
     pieces: Vec<usize>,
     ids: Vec<usize>,
+    keyed: bool,
 }
 
 fn options(args: &[String]) -> Options {
-    let mut o = Options { rounds: 9, readme: None, dims: vec![16, 64], pieces: vec![1, 4], ids: vec![26_000, 1_000, 26] };
+    let mut o = Options { rounds: 9, readme: None, dims: vec![16, 64], pieces: vec![1, 4], ids: vec![26_000, 1_000, 26], keyed: false };
     let list = |text: &str| text.split(',').map(|n| n.parse().unwrap()).collect();
     for pair in args.chunks(2) {
         let [flag, value] = pair else { panic!("{pair:?} without a value") };
@@ -139,6 +140,7 @@ fn options(args: &[String]) -> Options {
             "--dims" => o.dims = list(value),
             "--pieces" => o.pieces = list(value),
             "--ids" => o.ids = list(value),
+            "--keyed" => o.keyed = value == "yes",
             other => panic!("unknown option {other}"),
         }
     }
@@ -172,6 +174,25 @@ fn deploy(dir: &Path, tables: usize, rows: usize, dim: usize, pieces: usize) -> 
         let layout = TableLayout { name: format!("T{i}"), sharding, shards: shards.clone(), starts: None, store: None };
         store::write_table(dir, &layout.name, &values, &layout).unwrap()
     };
+    manifest(dir, (0..tables).map(table).collect(), pieces)
+}
+
+/// The key of row `id` where rows have keys.
+fn key(id: u64) -> u64 {
+    id.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// A deployment of one table whose rows have keys.
+fn deploy_keyed(dir: &Path, dim: usize, pieces: usize) -> Manifest {
+    let mut keys: Vec<u64> = (0..ROWS as u64).map(key).collect();
+    keys.sort_unstable();
+    let shards = (0..pieces as u32).collect();
+    let layout = TableLayout { name: "T0".into(), sharding: Sharding::Row, shards, starts: None, store: None };
+    let table = store::write_keyed_table(dir, &layout, &[dim], &keys, &vec![1f32; ROWS * dim], Absent::Error).unwrap();
+    manifest(dir, vec![table], pieces)
+}
+
+fn manifest(dir: &Path, tables: Vec<TableEntry>, pieces: usize) -> Manifest {
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
         plan_id: "plan".into(),
@@ -179,7 +200,7 @@ fn deploy(dir: &Path, tables: usize, rows: usize, dim: usize, pieces: usize) -> 
         shards: pieces as u32,
         replicas: 1,
         files: Default::default(),
-        tables: (0..tables).map(table).collect(),
+        tables,
         dense_inputs: Vec::new(),
     };
     std::fs::write(dir.join("manifest.json"), manifest.print()).unwrap();
@@ -188,7 +209,7 @@ fn deploy(dir: &Path, tables: usize, rows: usize, dim: usize, pieces: usize) -> 
 
 fn measure(o: &Options, dim: usize, pieces: usize, print: &mut dyn FnMut(String)) {
     let dir = tempfile::tempdir().unwrap();
-    let manifest = Arc::new(deploy(dir.path(), 1, ROWS, dim, pieces));
+    let manifest = Arc::new(if o.keyed { deploy_keyed(dir.path(), dim, pieces) } else { deploy(dir.path(), 1, ROWS, dim, pieces) });
     let (server, endpoint) = spawn(&["serve", dir.path().to_str().unwrap(), "1", "0"]);
     let (raw_server, raw_endpoint) = spawn(&["raw"]);
     let mut redis = redis::Redis::start(ROWS, dim);
@@ -202,7 +223,11 @@ fn measure(o: &Options, dim: usize, pieces: usize, print: &mut dyn FnMut(String)
         for n in 0..=o.rounds {
             // A task, as lookups are in a job.
             let (store, server) = (store.clone(), server.0.id());
-            let ours = async move |ids| {
+            let keyed = o.keyed;
+            let ours = async move |mut ids: Vec<u64>| {
+                if keyed {
+                    ids.iter_mut().for_each(|id| *id = key(*id));
+                }
                 let answer = store.lookup(vec![Query { table: 0, ids }]).await.unwrap();
                 std::hint::black_box(answer);
             };

@@ -93,17 +93,17 @@ fn panel(curve: &Curve) -> String {
     let (left, right, top, bottom) = (40.0, WIDTH - 16.0, 28.0, HEIGHT - 32.0);
     let (first, last) = (curve.points[0].0 as f64, curve.points[curve.points.len() - 1].0 as f64);
     let x = |n: usize| left + (n as f64 / first).ln() / (last / first).ln() * (right - left);
-    // From 0.01 to 100 million rows a second.
-    let y = |v: f64| bottom - (v.clamp(0.01, 100.0).log10() + 2.0) / 4.0 * (bottom - top);
+    // From 0.1 to 1000 million rows a second.
+    let y = |v: f64| bottom - (v.clamp(0.1, 1000.0).log10() + 1.0) / 4.0 * (bottom - top);
     let mut out = format!("<text x=\"{left}\" y=\"18\" font-weight=\"bold\">{}</text>\n", curve.title);
-    for v in [0.01, 0.1, 1.0, 10.0, 100.0] {
+    for v in [0.1, 1.0, 10.0, 100.0, 1000.0] {
         writeln!(out, "<path d=\"M{left} {0:.0}H{right}\" stroke=\"#ddd\"/><text x=\"4\" y=\"{1:.0}\">{v}</text>", y(v), y(v) + 4.0)
             .unwrap();
     }
     for (n, _, _) in &curve.points {
         writeln!(out, "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"middle\">{}</text>", x(*n), bottom + 16.0, short(*n)).unwrap();
     }
-    for (dashes, value) in [("", 1), ("4 3", 2)] {
+    for (dashes, value) in [("none", 1), ("4 3", 2)] {
         let points: Vec<String> =
             curve.points.iter().map(|p| format!("{:.0},{:.1}", x(p.0), y(if value == 1 { p.1 } else { p.2 }))).collect();
         writeln!(out, "<polyline points=\"{}\" fill=\"none\" stroke=\"#1a6\" stroke-dasharray=\"{dashes}\"/>", points.join(" ")).unwrap();

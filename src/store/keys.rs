@@ -3,7 +3,7 @@
 use super::gather::prefetch;
 
 /// Searches that run side by side, so that their cache misses overlap.
-const LANES: usize = 16;
+const LANES: usize = 32;
 /// What [`find`] writes for a key that is not there.
 pub(super) const ABSENT: u64 = u64::MAX;
 
@@ -82,8 +82,8 @@ impl Directory {
             for ((b, l), &w) in base.iter_mut().zip(&mut len).zip(block) {
                 let range = self.range(w);
                 (*b, *l) = (range.start.min(end), range.len());
-                longest = longest.max(range.len());
-                prefetch(bytemuck::bytes_of(&keys[(*b + *l / 2).min(end)]));
+                longest = longest.max(*l);
+                prefetch(bytemuck::cast_slice(&keys[range]));
             }
             while longest > 1 {
                 for ((b, l), &w) in base.iter_mut().zip(&mut len).zip(block) {

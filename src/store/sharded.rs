@@ -154,26 +154,27 @@ impl Sharded {
         Ok(routed)
     }
 
-    /// The request to `peer`, with the ids of all queries that have a part in it.
-    fn request(&self, peer: usize, parts: Vec<Part>, queries: &[Query], routed: &[Routed]) -> Result<Request, StoreError> {
-        let (starts, len) = id_blocks(&parts).ok_or_else(|| StoreError::Corrupt("a request without a size".into()))?;
-        let mut ids = Pooled::take(len);
-        let mut end = 0;
+    /// The requests to peers that are asked for something, with the ids of all queries: each id is put in its place in one pass.
+    fn requests(&self, parts: Vec<Vec<Part>>, queries: &[Query], routed: &[Routed]) -> Result<Vec<(usize, Request)>, StoreError> {
+        let open = |parts: Vec<Part>| {
+            let (starts, len) = id_blocks(&parts).ok_or_else(|| StoreError::Corrupt("a request without a size".into()))?;
+            let (mut ids, mut end) = (Pooled::take(len), 0);
+            for (p, &start) in parts.iter().zip(&starts) {
+                ids[end..start].fill(0);
+                end = start + p.count as usize * p.id_bytes();
+            }
+            Ok(Open { parts, starts, ids })
+        };
+        let mut opened = parts.into_iter().map(open).collect::<Result<Vec<Open>, StoreError>>()?;
         for (query, r) in queries.iter().zip(routed) {
-            let Some(part) = r.parts[peer] else { continue };
-            let p = parts[part];
-            ids[end..starts[part]].fill(0);
-            end = starts[part] + p.count as usize * p.id_bytes();
-            let block = &mut ids[starts[part]..end];
-            let mine = |i: usize| r.places.is_empty() || r.places[i].0 as usize == peer;
-            let sent = r.sent(query).iter().enumerate().filter(|(i, _)| mine(*i)).map(|(_, &id)| id);
-            if p.wide {
-                block.as_chunks_mut().0.iter_mut().zip(sent).for_each(|(to, id)| *to = id.to_le_bytes());
-            } else {
-                block.as_chunks_mut().0.iter_mut().zip(sent).for_each(|(to, id)| *to = (id as u32).to_le_bytes());
+            let sent = r.sent(query);
+            match self.routes[query.table].wide {
+                true => put(&mut opened, r, sent, u64::to_le_bytes),
+                false => put(&mut opened, r, sent, |id| (id as u32).to_le_bytes()),
             }
         }
-        Ok(Request { parts: parts.into(), ids: ids.freeze() })
+        let asked = opened.into_iter().enumerate().filter(|(_, o)| !o.parts.is_empty());
+        Ok(asked.map(|(peer, o)| (peer, Request { parts: o.parts.into(), ids: o.ids.freeze() })).collect())
     }
 
     /// Writes what stands in for absent keys into the rows of a reply; gives the (part, position) of each.
@@ -193,10 +194,7 @@ impl Sharded {
     async fn answer(&self, queries: &[Query], seen: &mut Seen, stats: &mut Stats) -> Result<Vec<Tensor>, StoreError> {
         let mut parts = vec![Vec::new(); self.peers.len()];
         let routed = queries.iter().map(|q| self.route(q, seen, &mut parts, stats)).collect::<Result<Vec<_>, _>>()?;
-        let mut requests = Vec::new();
-        for (peer, parts) in parts.into_iter().enumerate().filter(|(_, p)| !p.is_empty()) {
-            requests.push((peer, self.request(peer, parts, queries, &routed)?));
-        }
+        let requests = self.requests(parts, queries, &routed)?;
         stats.requests += requests.len() as u64;
         let replies = match requests.as_slice() {
             [(peer, request)] => vec![self.peers[*peer].fetch(request.clone()).await?],
@@ -277,6 +275,31 @@ impl Sharded {
             done.map_err(|i| StoreError::Corrupt(format!("table \"{}\": no row came for id {}", table.name, query.ids[i])))?;
         }
         route.decode.tensor(table, n, out.freeze())
+    }
+}
+
+/// A request whose ids are still to come.
+struct Open {
+    parts: Vec<Part>,
+    starts: Vec<usize>,
+    ids: Pooled,
+}
+
+/// Puts the ids of a query, of `W` bytes each, where they belong.
+fn put<const W: usize>(opened: &mut [Open], r: &Routed, sent: &[u64], bytes: impl Fn(u64) -> [u8; W]) {
+    let block = |(o, part): (_, &Option<usize>)| -> &mut [[u8; W]] {
+        let (o, Some(part)): (&mut Open, _) = (o, *part) else { return &mut [] };
+        let (from, count) = (o.starts[part], o.parts[part].count as usize);
+        o.ids[from..from + count * W].as_chunks_mut().0
+    };
+    let mut blocks: Vec<&mut [[u8; W]]> = opened.iter_mut().zip(&r.parts).map(block).collect();
+    if r.places.is_empty() {
+        // All go to each.
+        blocks.iter_mut().for_each(|block| block.iter_mut().zip(sent).for_each(|(to, &id)| *to = bytes(id)));
+        return;
+    }
+    for (&id, &(peer, at)) in sent.iter().zip(&r.places) {
+        blocks[peer as usize][at as usize] = bytes(id);
     }
 }
 
