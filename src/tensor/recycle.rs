@@ -71,7 +71,7 @@ pub fn room<T: Element>(len: usize) -> Option<Vec<T>> {
     }
     let mut vector = SHELF.lock().ok()?.take(len)?;
     vector.resize(len, 0.0);
-    as_vec(&mut vector)
+    as_vec(vector)
 }
 
 /// A copy of the elements.
@@ -86,11 +86,11 @@ pub(super) fn copy<T: Element>(data: &[T]) -> Vec<T> {
 }
 
 /// Takes the storage of a tensor that is gone.
-pub(super) fn give<T: Element>(mut vector: Vec<T>) {
+pub(super) fn give<T: Element>(vector: Vec<T>) {
     if T::DTYPE == DType::F32
         && (LEAST..=KEPT / 4).contains(&vector.capacity())
         && OPEN.load(Relaxed) > 0
-        && let Some(vector) = as_vec(&mut vector)
+        && let Some(vector) = as_vec(vector)
         && let Ok(mut shelf) = SHELF.lock()
     {
         shelf.put(vector);
@@ -98,8 +98,8 @@ pub(super) fn give<T: Element>(mut vector: Vec<T>) {
 }
 
 /// The vector itself, where both types are one.
-fn as_vec<T: Element, U: Element>(vector: &mut Vec<T>) -> Option<Vec<U>> {
-    let any: &mut dyn Any = vector;
+fn as_vec<T: Element, U: Element>(mut vector: Vec<T>) -> Option<Vec<U>> {
+    let any: &mut dyn Any = &mut vector;
     any.downcast_mut().map(std::mem::take)
 }
 
