@@ -66,7 +66,8 @@ fn the_suite_passes_but_for_the_listed_cases() {
     let new: Vec<_> = failures.iter().filter(|(name, _)| !known.contains_key(name)).collect();
     assert!(new.is_empty(), "{} cases fail that are not listed: {new:#?}", new.len());
     let failing: Vec<&str> = failures.iter().map(|f| f.0).collect();
-    let gone: Vec<_> = known.keys().filter(|k| !failing.contains(k)).collect();
+    // What is drawn anew in each run comes out as it was recorded once in a thousand times.
+    let gone: Vec<_> = known.iter().filter(|(k, why)| !failing.contains(k) && !why.contains("unseeded random")).collect();
     assert!(gone.is_empty(), "listed as failing, but they pass: {gone:?}");
 }
 

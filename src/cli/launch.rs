@@ -2,7 +2,7 @@
 
 use super::board::Board;
 use super::job::{JobArgs, print};
-use super::run::{may_listen, stop_signal};
+use super::process::{may_listen, stop_signal};
 use super::{exit_with, output, rewrite, usage};
 use crate::deploy;
 use crate::job::endpoints::{Seat, System, reachable, seats, seats_here};

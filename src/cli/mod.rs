@@ -20,6 +20,7 @@ mod optimize;
 mod output;
 mod passes;
 mod plan;
+mod process;
 mod reload;
 mod reshard;
 mod rewrite;

@@ -1,6 +1,6 @@
 //! What `run --metrics-addr` shows of a pserver or a worker.
 
-use super::run::{is_loopback, listen};
+use super::process::{is_loopback, listen};
 use super::{output, usage};
 use crate::job::exposition::Exposition;
 use crate::job::monitor::{Monitor, monitor};
