@@ -193,9 +193,9 @@ fn deploy_keyed(dir: &Path, dim: usize, pieces: usize) -> Manifest {
 }
 
 fn manifest(dir: &Path, tables: Vec<TableEntry>, pieces: usize) -> Manifest {
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         format_version: FORMAT_VERSION,
-        plan_id: "plan".into(),
+        plan_id: String::new(),
         fingerprint: "graph".into(),
         shards: pieces as u32,
         replicas: 1,
@@ -203,6 +203,7 @@ fn manifest(dir: &Path, tables: Vec<TableEntry>, pieces: usize) -> Manifest {
         tables,
         dense_inputs: Vec::new(),
     };
+    manifest.seal();
     std::fs::write(dir.join("manifest.json"), manifest.print()).unwrap();
     manifest
 }

@@ -174,6 +174,7 @@ fn keys_in_the_wrong_piece_are_found() {
     let dir = tmp.path().join("k.dist");
     let mut m = rewrite(model(), &dir, keyed_options(2, Absent::Error)).expect("a rewrite").manifest;
     m.tables[0].pieces.swap(0, 1);
+    m.seal();
     std::fs::write(dir.join("manifest.json"), m.print()).expect("written");
     let faults = deploy::check(&dir).expect("a check");
     assert_eq!(faults, ["table \"t\": piece 1 holds key 0 at place 0, where it does not belong"]);
@@ -395,4 +396,45 @@ fn elements_that_share_a_byte_are_cut_between_bytes() {
         reshard(&dir, &dir, &to(2, Mode::All(Sharding::Column))).expect("a reshard");
         assert_eq!(rows(&dir, "t").bytes(), Some(&bytes[..]), "{how:?} by column");
     }
+}
+
+#[test]
+fn a_byte_that_changed_anywhere_is_seen_by_whoever_reads_the_file() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let (dir, merged) = (tmp.path().join("m.dist"), tmp.path().join("m.onnx"));
+    rewrite(model(), &dir, options(2, Sharding::Row)).expect("a rewrite");
+    let mut files = vec!["manifest.json".to_owned(), "original.onnx".into(), "worker.onnx".into()];
+    let shards = std::fs::read_dir(dir.join("shards")).expect("shards");
+    files.extend(shards.map(|e| format!("shards/{}", e.expect("an entry").file_name().to_string_lossy())));
+    assert_eq!(files.len(), 3 + 4);
+    for file in &files {
+        let path = dir.join(file);
+        let whole = std::fs::read(&path).expect("bytes");
+        for at in [0, whole.len() / 3, whole.len() / 2, whole.len() - 1] {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 4;
+            std::fs::write(&path, &bytes).expect("written");
+            let seen = |what: &str, error: Option<String>| {
+                let error = error.unwrap_or_else(|| panic!("{what} does not see byte {at} of {file}"));
+                assert!(error.contains(file.as_str()) && error.lines().count() == 1, "{what}, byte {at} of {file}: {error}");
+            };
+            match deploy::check(&dir) {
+                Ok(faults) => seen("check", faults.into_iter().next()),
+                Err(e) => seen("check", Some(e.to_string())),
+            }
+            if file != "worker.onnx" {
+                seen("merge", deploy::merge(&dir, &merged).err().map(|e| e.to_string()));
+            }
+            if !file.ends_with(".onnx") {
+                seen("a local store", store::open_local(&dir).err().map(|e| e.to_string()));
+            }
+            if file == "worker.onnx" || file == "manifest.json" {
+                seen("a worker", deploy::open(&dir).err().map(|e| e.to_string()));
+            }
+            assert!(!merged.exists());
+        }
+        std::fs::write(&path, &whole).expect("written");
+    }
+    deploy::merge(&dir, &merged).expect("merged");
+    store::open_local(&dir).expect("opened");
 }

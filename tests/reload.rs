@@ -13,12 +13,11 @@ use support::contract::{expected, options, query};
 use support::{Server, Source, deploy, endpoints, source};
 
 /// Puts a version of a table of 1000 rows in the place of the deployment that is there.
-fn put(dir: &Path, plan_id: &str, offset: f32) -> (Arc<Manifest>, Source) {
+fn put(dir: &Path, offset: f32) -> (Arc<Manifest>, Source) {
     let mut table = source("T", DType::F32, &[1000, 4], Sharding::Row, 4);
     table.values = Tensor::new([1000, 4], (0..4000).map(|i| offset + i as f32).collect()).unwrap();
-    let (fresh, old) = (dir.with_extension("fresh"), dir.with_extension(format!("before-{plan_id}")));
-    let manifest = Manifest { plan_id: plan_id.into(), ..deploy(&fresh, std::slice::from_ref(&table), 4) };
-    std::fs::write(fresh.join("manifest.json"), manifest.print()).unwrap();
+    let (fresh, old) = (dir.with_extension("fresh"), dir.with_extension(format!("before-{offset}")));
+    let manifest = deploy(&fresh, std::slice::from_ref(&table), 4);
     if dir.exists() {
         std::fs::rename(dir, old).unwrap();
     }
@@ -41,7 +40,7 @@ fn reload(dir: &Path, servers: &[String], seconds: &str) -> (Option<i32>, String
 async fn connections_keep_their_version_and_new_ones_get_the_new() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("t.dist");
-    let (first, table) = put(&dir, "plan-1", 0.0);
+    let (first, table) = put(&dir, 0.0);
     let running = Server::start_all(&dir, 2, ServeOptions::default());
     let all = endpoints(&running);
     let old = store::connect(first.clone(), &all, options()).await.unwrap();
@@ -57,8 +56,9 @@ async fn connections_keep_their_version_and_new_ones_get_the_new() {
             }
         }
     });
-    for (plan_id, offset) in [("plan-2", 5000.0), ("plan-3", 9000.0)] {
-        let (next, table) = put(&dir, plan_id, offset);
+    for offset in [5000.0, 9000.0] {
+        let (next, table) = put(&dir, offset);
+        let (plan_id, old_id) = (next.plan_id.clone(), &first.plan_id);
         let before = done.load(SeqCst);
         let (code, said) = reload(&dir, &all, "60");
         let lines: String = all.iter().map(|e| format!("pserver {e} serves plan id {plan_id}\n")).collect();
@@ -69,7 +69,7 @@ async fn connections_keep_their_version_and_new_ones_get_the_new() {
             tokio::task::yield_now().await;
         }
         let error = store::connect(first.clone(), &all, options()).await.unwrap_err().to_string();
-        assert!(error.contains(&format!("plan id {plan_id} here, plan-1 at the peer")), "{error}");
+        assert!(error.contains(&format!("plan id {plan_id} here, {old_id} at the peer")), "{error}");
     }
     stop.store(true, SeqCst);
     asking.await.unwrap();
@@ -84,24 +84,26 @@ async fn connections_keep_their_version_and_new_ones_get_the_new() {
 async fn what_cannot_be_opened_leaves_the_old_version_serving() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("t.dist");
-    let (first, table) = put(&dir, "plan-1", 0.0);
+    let (first, table) = put(&dir, 0.0);
     let running = Server::start_all(&dir, 1, ServeOptions::default());
     let all = endpoints(&running);
     // It has opened its directory once it answers.
     drop(store::connect(first.clone(), &all, options()).await.unwrap());
     // A file of the next version is damaged.
-    let (second, _) = put(&dir, "plan-2", 5000.0);
+    let (second, _) = put(&dir, 5000.0);
     let file = dir.join(&second.tables[0].pieces[1].file);
     let mut bytes = std::fs::read(&file).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&file, bytes).unwrap();
     let (code, said) = reload(&dir, &all, "60");
-    assert!(code == Some(1) && said.contains("it goes on with plan id plan-1") && said.lines().count() == 1, "{said}");
+    assert!(code == Some(1) && said.contains(&format!("it goes on with plan id {}", first.plan_id)) && said.lines().count() == 1, "{said}");
     // The caller sees another directory than the server.
     let other = tmp.path().join("other.dist");
-    put(&other, "plan-9", 0.0);
+    let (third, _) = put(&other, 1.0);
     let (code, said) = reload(&other, &all, "60");
-    assert!(code == Some(1) && said.contains("expected plan id plan-9, found plan-2; it goes on with plan id plan-1"), "{said}");
+    let (one, two, three) = (&first.plan_id, &second.plan_id, &third.plan_id);
+    let ids = format!("expected plan id {three}, found {two}; it goes on with plan id {one}");
+    assert!(code == Some(1) && said.contains(&ids), "{said}");
     let store = store::connect(first, &all, options()).await.unwrap();
     assert_eq!(store.lookup(vec![query(0, &[3, 999])]).await.unwrap(), [expected(&table.values, &[3, 999])]);
     // Nothing listens there.
@@ -114,9 +116,9 @@ async fn what_cannot_be_opened_leaves_the_old_version_serving() {
 async fn shards_whose_directory_was_replaced_before_they_were_verified_go_on() {
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("t.dist");
-    let (first, table) = put(&dir, "plan-1", 0.0);
+    let (first, table) = put(&dir, 0.0);
     let shards = Shards::open(&dir, first, |_| true).unwrap();
-    put(&dir, "plan-2", 5000.0);
+    put(&dir, 5000.0);
     shards.verify().unwrap();
     assert_eq!(shards.lookup(vec![query(0, &[3, 999])]).await.unwrap(), [expected(&table.values, &[3, 999])]);
 }

@@ -15,7 +15,8 @@ use support::{Server, Source, deploy, endpoints, source};
 
 /// As [`deploy`], with each shard on `replicas` servers.
 fn replicated(dir: &std::path::Path, sources: &[Source], shards: u32, replicas: u32) -> Arc<Manifest> {
-    let manifest = Manifest { replicas, ..deploy(dir, sources, shards) };
+    let mut manifest = Manifest { replicas, ..deploy(dir, sources, shards) };
+    manifest.seal();
     std::fs::write(dir.join("manifest.json"), manifest.print()).unwrap();
     Arc::new(manifest)
 }

@@ -296,7 +296,7 @@ async fn another_deployment_is_refused_with_both_values() {
         error.to_string()
     };
     let text = refusal(|m, _, _| m.plan_id = "plan-b".into()).await;
-    assert!(text.ends_with("refused: plan id plan-a here, plan-b at the peer"), "{text}");
+    assert!(text.ends_with(&format!("refused: plan id {} here, plan-b at the peer", manifest.plan_id)), "{text}");
     let text = refusal(|m, _, _| m.fingerprint = "graph-b".into()).await;
     assert!(text.ends_with("refused: graph fingerprint graph-a here, graph-b at the peer"), "{text}");
     let text = refusal(|_, _, o| o.token = None).await;
@@ -411,10 +411,10 @@ async fn a_server_tells_of_itself_and_stops_when_told() {
     let error = store::stop_server(&locked.endpoint, &options()).await.unwrap_err().to_string();
     assert!(error.contains("does not let its clients stop it"), "{error}");
     let mut running = Server::start_all(dir.path(), 2, ServeOptions { remote_shutdown: true, ..ServeOptions::default() });
-    let store = store::connect(manifest, &endpoints(&running), options()).await.unwrap();
+    let store = store::connect(manifest.clone(), &endpoints(&running), options()).await.unwrap();
     store.lookup(vec![query(0, &[0, 1, 2])]).await.unwrap();
     let info = store::server_info(&running[1].endpoint, &options()).await.unwrap();
-    assert_eq!((info.plan_id.as_str(), info.servers, info.index), ("plan-a", 2, 1));
+    assert_eq!((info.plan_id.as_str(), info.servers, info.index), (manifest.plan_id.as_str(), 2, 1));
     assert_eq!((info.shards.len(), info.tables.as_slice()), (2, &["T".to_string()][..]));
     assert_eq!(info.stats.lookups, 1);
     let last = running.pop().unwrap();

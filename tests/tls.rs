@@ -52,7 +52,7 @@ async fn rows_within_tls_are_those_without() {
             let endpoints: Vec<String> = running.iter().map(|s| s.endpoint.replace("127.0.0.1", host)).collect();
             let store = store::connect(manifest.clone(), &endpoints, options(tls.clone())).await.unwrap();
             answers.push(store.lookup(vec![Query { table: 0, ids: ids.clone() }]).await.unwrap());
-            assert_eq!(store::server_info(&endpoints[0], &options(tls.clone())).await.unwrap().plan_id, "plan-a");
+            assert_eq!(store::server_info(&endpoints[0], &options(tls.clone())).await.unwrap().plan_id, manifest.plan_id);
         }
     }
     let text = |i: usize| format!("{:?}", answers[i]);

@@ -3,9 +3,11 @@
 use super::{exit_with, output, usage};
 use crate::exec::{Options, Session};
 use crate::ir::{Dim, Model, Type};
+use crate::store::{Shards, Store};
 use crate::tensor::{DType, Tensor, Value, cast};
-use crate::{deploy, formats, store};
+use crate::{deploy, formats};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Time a model on random valid inputs: samples/s, percentiles, time per op
@@ -35,7 +37,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         return Err(usage("--batch-size and --seconds must be above 0"));
     }
     let (model, store) = if deploy::is_deployment(&args.model) {
-        (deploy::open(&args.model)?.1, Some(store::open_local(&args.model)?))
+        let (manifest, model) = deploy::open(&args.model)?;
+        // Not verified, which would be measured too.
+        let shards: Arc<dyn Store> = Arc::new(Shards::open(&args.model, Arc::new(manifest), |_| true)?);
+        (model, Some(shards))
     } else {
         (formats::load(&args.model)?, None)
     };

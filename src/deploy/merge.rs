@@ -10,7 +10,7 @@ use crate::formats::{
     },
 };
 use crate::plan::Manifest;
-use crate::store::{TableRows, read_manifest};
+use crate::store::{TableRows, checksum, read_manifest};
 use crate::tensor::{Tensor, map_file};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -41,6 +41,7 @@ fn write_original(dir: &Path, output: &Path, narrowed: bool) -> Result<(), Deplo
         let detail = format!("table \"{name}\" ({dtype}) is stored as {form}, its original values are gone");
         return Err(dir_error(dir, format!("{detail}: --narrowed writes those that lookups give, at most {error:e} away from them")));
     }
+    verify(dir, &manifest)?;
     let mut model = formats::load(&dir.join(ORIGINAL))?;
     let scratch = Staged::dir(output).map_err(|e| dir_error(output, e))?;
     let mut fault = None;
@@ -63,6 +64,20 @@ fn write_original(dir: &Path, output: &Path, narrowed: bool) -> Result<(), Deplo
         return Err(e);
     }
     save(&model, output, External::Keep(EXTERNAL_ABOVE))?;
+    Ok(())
+}
+
+/// That what is put together is what was written.
+fn verify(dir: &Path, manifest: &Manifest) -> Result<(), DeployError> {
+    let originals = manifest.files.iter().filter(|(file, _)| file.starts_with(ORIGINAL));
+    let pieces = manifest.tables.iter().flat_map(|t| &t.pieces).map(|p| (&p.file, &p.checksum));
+    for (file, expected) in originals.chain(pieces) {
+        let path = dir.join(file);
+        let found = checksum(&path).map_err(|e| dir_error(&path, e))?;
+        if found != *expected {
+            return Err(dir_error(&path, format!("expected checksum {expected}, found {found}")));
+        }
+    }
     Ok(())
 }
 

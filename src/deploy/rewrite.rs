@@ -183,8 +183,7 @@ pub(super) fn refuse_foreign(dir: &Path) -> Result<(), DeployError> {
 
 /// Gives the manifest its id, writes it and puts the directory in place.
 pub(super) fn finish(staging: Staged, dir: &Path, mut manifest: Manifest) -> Result<Manifest, DeployError> {
-    manifest.plan_id = String::new();
-    manifest.plan_id = format!("{:032x}", twox_hash::XxHash3_128::oneshot(manifest.print().as_bytes()));
+    manifest.seal();
     let path = staging.path().join("manifest.json");
     fs::write(&path, manifest.print()).and_then(|()| File::open(&path)?.sync_all()).map_err(|e| dir_error(&path, e))?;
     staging.put_in_place().map_err(|e| dir_error(dir, e))?;

@@ -217,6 +217,33 @@ impl Manifest {
         text
     }
 
+    /// Gives it the id that its content has: the XXH3-128 of its text without an id.
+    pub fn seal(&mut self) {
+        self.plan_id = self.digest();
+    }
+
+    fn digest(&self) -> String {
+        let plain = Self { plan_id: String::new(), ..self.clone() };
+        format!("{:032x}", twox_hash::XxHash3_128::oneshot(plain.print().as_bytes()))
+    }
+
+    /// Reads what [`Manifest::print`] of a manifest with [its seal](Manifest::seal) has written.
+    ///
+    /// # Errors
+    /// As [`Manifest::parse`]; a text that was changed since.
+    pub fn read(text: &str) -> Result<Self, ManifestError> {
+        let m = Self::parse(text)?;
+        let digest = m.digest();
+        if m.plan_id != digest {
+            let id = &m.plan_id;
+            return Err(ManifestError(format!("its content has the id {digest}, it says {id}: it was changed after it was written")));
+        }
+        if m.print() != text {
+            return Err(ManifestError("it is not as it was written, though it says the same".into()));
+        }
+        Ok(m)
+    }
+
     /// The table of that name, with its index.
     pub fn table(&self, name: &str) -> Option<(usize, &TableEntry)> {
         self.tables.iter().enumerate().find(|(_, t)| t.name == name)
@@ -320,6 +347,27 @@ mod tests {
             ))
             .is_ok()
         );
+    }
+
+    #[test]
+    fn no_byte_of_a_manifest_can_change_unseen() {
+        let text = r#"{"format_version":1,"plan_id":"","fingerprint":"f","shards":2,"files":{"worker.onnx":"ab"},"tables":[{"name":"t","rows":4,
+            "row_shape":[2],"dtype":"float32","sharding":"table","pieces":[{"file":"shards/t","shard":1,"rows":4,"columns":2,"bytes":96,
+            "checksum":"cd"}]}]}"#;
+        let mut m = Manifest::parse(text).unwrap();
+        m.seal();
+        let text = m.print();
+        assert_eq!(Manifest::read(&text).unwrap(), m);
+        for at in 0..text.len() {
+            for flip in [1, 8, 32] {
+                let mut bytes = text.clone().into_bytes();
+                bytes[at] ^= flip;
+                let changed =
+                    String::from_utf8(bytes).map_err(|e| e.to_string()).and_then(|t| Manifest::read(&t).map_err(|e| e.to_string()));
+                assert!(changed.is_err(), "byte {at} with {flip}");
+            }
+        }
+        assert_eq!(Manifest::read(text.trim_end()).unwrap_err().0, "it is not as it was written, though it says the same");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::keys::{ABSENT, Divisor, Id, cast_ids, range_of};
 use super::layout::{self, Decode, Filling};
 use super::piece::{Mapped, open_piece};
 use super::request::{Blocks, Part, Peer, Reply, ReplyFuture, Request, id_blocks, row_blocks};
-use super::{LookupFuture, Query, Stats, Store, StoreError, Table};
+use super::{LookupFuture, Query, Stats, Store, StoreError, Table, Verify};
 use crate::plan::{Manifest, Sharding};
 use crate::wire::Pooled;
 use std::collections::BTreeMap;
@@ -67,20 +67,22 @@ pub struct Shards {
 /// The manifest of a deployment directory.
 ///
 /// # Errors
-/// A directory without one, or one that is not valid.
+/// A directory without one, or one that is not valid or was changed after it was written.
 pub fn read_manifest(dir: &Path) -> Result<Manifest, StoreError> {
     let path = dir.join("manifest.json");
     let text = std::fs::read_to_string(&path).map_err(|e| StoreError::Corrupt(format!("cannot read \"{}\": {e}", path.display())))?;
-    Manifest::parse(&text).map_err(|e| StoreError::Corrupt(format!("\"{}\": {e}", path.display())))
+    Manifest::read(&text).map_err(|e| StoreError::Corrupt(format!("\"{}\": {e}", path.display())))
 }
 
 /// A store over all shards of a deployment directory.
 ///
 /// # Errors
-/// As [`read_manifest`] and [`Shards::open`].
+/// As [`read_manifest`], [`Shards::open`], and [`Shards::verify_when`] with [`Verify::Auto`].
 pub fn open_local(dir: &Path) -> Result<Arc<dyn Store>, StoreError> {
     let manifest = Arc::new(read_manifest(dir)?);
-    Ok(Arc::new(Shards::open(dir, manifest, |_| true)?))
+    let shards = Arc::new(Shards::open(dir, manifest, |_| true)?);
+    shards.clone().verify_when(Verify::Auto)?;
+    Ok(shards)
 }
 
 impl Shards {

@@ -104,9 +104,9 @@ pub fn deploy(dir: &Path, tables: &[Source], shards: u32) -> Manifest {
             pieces,
         }
     };
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         format_version: graphtool::plan::FORMAT_VERSION,
-        plan_id: "plan-a".into(),
+        plan_id: String::new(),
         fingerprint: "graph-a".into(),
         shards,
         replicas: 1,
@@ -114,6 +114,7 @@ pub fn deploy(dir: &Path, tables: &[Source], shards: u32) -> Manifest {
         tables: tables.iter().map(&mut entry).collect(),
         dense_inputs: Vec::new(),
     };
+    manifest.seal();
     std::fs::write(dir.join("manifest.json"), manifest.print()).unwrap();
     Manifest::parse(&manifest.print()).unwrap()
 }
