@@ -11,7 +11,7 @@ fn a_job_runs_over_two_machines() {
     let out = script.output().expect("a shell");
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     match out.status.code() {
-        Some(0) => assert_eq!(said.matches("ok: ").count(), 4, "{said}"),
+        Some(0) => assert_eq!(said.matches("ok: ").count(), 5, "{said}"),
         Some(77) => eprintln!("{}", said.trim()),
         _ => panic!("{said}"),
     }

@@ -16,6 +16,10 @@ ip -n $b addr add 10.77.0.2/24 dev v0
 for ns in $a $b; do ip -n $ns link set lo up; ip -n $ns link set v0 up; mkdir -p /etc/netns/$ns "$work/$ns"; done
 
 fail() { echo "FAILED: $*"; cat "$work"/*/log/* "$work"/*/said 2>/dev/null | tail -40; exit 1; }
+# Waits until the second machine's worker 1 has done something.
+begun() {
+    until grep -q progress "$work/$b/log/workerlog.1" 2>/dev/null; do kill -0 $second 2>/dev/null || fail "it ended before it began"; done
+}
 hosts() { printf '127.0.0.1 localhost\n%s one\n%s two\n' "$2" "$3" >/etc/netns/$1/hosts; }
 head -2001 "$models/clicks.csv" >"$work/log.csv"
 "$graphtool" rewrite "$models/widedeep_ts11/model.onnx" -o "$work/w.dist" --shards 2 --min-bytes 0 >/dev/null
@@ -50,13 +54,36 @@ grep -q -- '--host or POD_IP' "$work/$a/said" || fail "no word of what to do"
 echo "ok: the own name is loopback, refused"
 both "--host 10.77.0.1" "--host 10.77.0.2" "the own name is loopback, --host says the address"
 
+# Pservers on one machine, workers on the other, and the link between them is down for three seconds in the middle.
+hosts $a 10.77.0.1 10.77.0.2
+hosts $b 10.77.0.1 10.77.0.2
+split="--servers one:7000,one:7002 --workers two:7001,two:7003 --insecure"
+all="--input $models/clicks.csv --bind dense=I1..I5 --bind sparse=C1..C4 --label click --output out.npz --batch-size 4"
+(cd "$work" && "$graphtool" run w.dist $all >local)
+rm -rf "$work/$a/log" "$work/$b/log"
+half() { ns=$1; cd "$work/$ns" && exec ip netns exec $ns "$graphtool" launch "$work/w.dist" $all $split >said 2>&1; }
+(half $a) & first=$!
+(half $b) & second=$!
+begun
+ip -n $b link set v0 down
+start=$(date +%s%N)
+sleep 3
+ip -n $b link set v0 up
+wait $second || fail "the workers behind a link that was down"
+test $(($(date +%s%N) - start)) -gt 3000000000 || fail "the job was over before the link was down"
+wait $first || fail "the pservers behind a link that was down"
+cmp "$work/out.npz" "$work/$b/out.npz" || fail "a link that was down: other outputs"
+test "$(tail -1 "$work/local")" = "$(tail -1 "$work/$b/said")" || fail "a link that was down: other metrics"
+rm "$work/$b/out.npz"
+echo "ok: the link was down for three seconds"
+
 # The second machine is gone for good.
 hosts $a 10.77.0.1 10.77.0.2
 hosts $b 10.77.0.1 10.77.0.2
 rm -rf "$work/$a/log" "$work/$b/log"
 (launch $a --rpc-timeout 3 --batch-size 1) & first=$!
 (launch $b --rpc-timeout 3 --batch-size 1) & second=$!
-until grep -q progress "$work/$b/log/workerlog.1" 2>/dev/null; do :; done
+begun
 kill -9 $second
 start=$(date +%s)
 wait $first && fail "a job without its second machine ended well"
