@@ -29,11 +29,7 @@ impl Staged {
     /// # Errors
     /// A target without a name, or that is there and no regular file; a directory that cannot be written.
     pub fn file(target: &Path) -> io::Result<(Self, File)> {
-        let target = fs::canonicalize(target).unwrap_or_else(|_| target.into());
-        if fs::metadata(&target).is_ok_and(|m| !m.is_file()) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file, so it is not replaced"));
-        }
-        Self::scratch(&target)
+        Self::scratch(&replaceable(target)?)
     }
 
     /// A new file beside `target`, whatever that is, which is not to take its place.
@@ -99,6 +95,18 @@ impl Drop for Staged {
         // After a rename nothing is there any more.
         remove(&self.path);
     }
+}
+
+/// The file that a target stands for, which may be a link to it.
+///
+/// # Errors
+/// A target that is there and no regular file.
+pub fn replaceable(target: &Path) -> io::Result<PathBuf> {
+    let target = fs::canonicalize(target).unwrap_or_else(|_| target.into());
+    if fs::metadata(&target).is_ok_and(|m| !m.is_file()) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file, so it is not replaced"));
+    }
+    Ok(target)
 }
 
 /// Removes what runs that were killed left beside `target`.
@@ -186,11 +194,12 @@ fn clean(prefix: &str, target: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::io::Write;
 
-    fn names(dir: &Path) -> Vec<String> {
+    /// What is in a directory.
+    pub(crate) fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names

@@ -1,11 +1,11 @@
 //! Finds where one row of each sample is taken behind steps that work row by row, as classifiers and recommenders over sequences
 //! do: those steps then compute that row alone.
 
-use super::fuse::{Fusion, Fusions, Group, Order, tensor};
+use super::fuse::{Fusion, Fusions, Group, Order, grow, tensor};
 use crate::ir::{Graph, NodeId, Type, ValueId};
 use crate::ops::fused::{Op, can_slice};
 use crate::tensor::Tensor;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// Nodes behind a row that is taken early at most.
 const MOST_EARLY: usize = 64;
@@ -35,21 +35,7 @@ impl Fusions {
         if self.absorbed.contains(&gather) {
             return;
         }
-        let mut nodes = HashSet::from([gather]);
-        let mut grown = true;
-        while grown && nodes.len() < MOST_EARLY {
-            grown = false;
-            let mut next: Vec<NodeId> = nodes.iter().flat_map(|&n| graph.node(n).inputs().iter().flatten().map(|v| v.node)).collect();
-            next.sort_unstable();
-            for id in next {
-                let inside =
-                    !graph.is_output(id.value(0)) && graph.uses(id.value(0)).iter().all(|u| u.operand.is_some() && nodes.contains(&u.node));
-                if inside && !nodes.contains(&id) && !self.absorbed.contains(&id) && row_by_row(graph, id, plain) {
-                    nodes.insert(id);
-                    grown = true;
-                }
-            }
-        }
+        let nodes = grow(graph, gather, MOST_EARLY, |_, id| !self.absorbed.contains(&id) && row_by_row(graph, id, plain));
         if !nodes.iter().any(|&n| plain(n, "MatMul")) {
             return;
         }

@@ -46,6 +46,26 @@ pub(super) struct Group {
     pub(super) inputs: Vec<ValueId>,
 }
 
+/// The nodes from `root` back, about `most` of them, of which `fits` takes each and whose values only each other read.
+pub(super) fn grow(graph: &Graph, root: NodeId, most: usize, fits: impl Fn(&HashSet<NodeId>, NodeId) -> bool) -> HashSet<NodeId> {
+    let mut nodes = HashSet::from([root]);
+    let mut grown = true;
+    while grown && nodes.len() < most {
+        grown = false;
+        let mut next: Vec<NodeId> = nodes.iter().flat_map(|&n| graph.node(n).inputs().iter().flatten().map(|v| v.node)).collect();
+        next.sort_unstable();
+        for id in next {
+            let inside =
+                !graph.is_output(id.value(0)) && graph.uses(id.value(0)).iter().all(|u| u.operand.is_some() && nodes.contains(&u.node));
+            if inside && !nodes.contains(&id) && fits(&nodes, id) {
+                nodes.insert(id);
+                grown = true;
+            }
+        }
+    }
+    nodes
+}
+
 impl Group {
     /// The nodes of a set; each has one output.
     pub(super) fn of(graph: &Graph, order: &Order, set: &HashSet<NodeId>) -> Self {
@@ -183,21 +203,7 @@ impl Fusions {
         if !is_free(self, root) {
             return;
         }
-        let mut nodes = HashSet::from([root]);
-        let mut grown = true;
-        while grown && nodes.len() < MOST {
-            grown = false;
-            let mut next: Vec<NodeId> = nodes.iter().flat_map(|&n| graph.node(n).inputs().iter().flatten().map(|v| v.node)).collect();
-            next.sort_unstable();
-            for id in next {
-                let inside =
-                    !graph.is_output(id.value(0)) && graph.uses(id.value(0)).iter().all(|u| u.operand.is_some() && nodes.contains(&u.node));
-                if nodes.len() < MOST && !nodes.contains(&id) && is_free(self, id) && inside {
-                    nodes.insert(id);
-                    grown = true;
-                }
-            }
-        }
+        let nodes = grow(graph, root, MOST, |nodes, id| nodes.len() < MOST && is_free(self, id));
         if nodes.len() < 2 {
             return;
         }

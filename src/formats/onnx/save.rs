@@ -1,7 +1,7 @@
 //! A model file and its data file, written so that a kill at any moment leaves the old pair or the new one.
 
 use super::write::{External, WriteError, to_file};
-use crate::files::{Staged, sync_parent};
+use crate::files::{Staged, replaceable, sync_parent};
 use crate::ir::Model;
 use memchr::memmem;
 use std::fs;
@@ -30,10 +30,7 @@ pub struct Beside {
 /// As [`to_file`]; what was there before is left then.
 pub fn save(model: &Model, path: &Path, external: External) -> Result<Option<Beside>, WriteError> {
     let io = |error: io::Error| WriteError::Io { path: path.display().to_string(), error };
-    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    if fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        return Err(io(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file, so it is not replaced")));
-    }
+    let path = &replaceable(path).map_err(io)?;
     let staged = Staged::dir(path).map_err(io)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let names = data_names(&name);
@@ -69,13 +66,8 @@ fn used(path: &Path, names: &[String; 2]) -> io::Result<[bool; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::tests::names;
     use crate::formats::load;
-
-    fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
 
     #[test]
     fn data_files_take_turns_and_one_is_left() {
