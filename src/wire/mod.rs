@@ -9,6 +9,7 @@ mod fields;
 mod framed;
 mod hello;
 mod pool;
+mod prompt;
 mod tls;
 
 pub(crate) use fields::{Fields, put_str};

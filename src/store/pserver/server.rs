@@ -208,7 +208,7 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
         Err(_) => return Err("no handshake in time".into()),
         Ok(stream) => stream.map_err(|e| e.to_string())?,
     };
-    let transport = Framed::new(stream, ServerCodec::new(), HANDSHAKE_FRAME);
+    let transport = Framed::new(stream, ServerCodec::new(), HANDSHAKE_FRAME).doubting();
     let mut channel: Channel = BaseChannel::new(Config::default(), transport);
     let hello = match tokio::time::timeout_at(deadline, channel.next()).await {
         Err(_) => return Err("no handshake in time".into()),
