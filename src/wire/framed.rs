@@ -70,7 +70,7 @@ impl Arriving {
 
 /// How many messages `bytes` begin with.
 pub(crate) fn read_all<C: Codec + Unpin>(bytes: &[u8], codec: C) -> usize {
-    let mut framed = Framed::new(bytes, codec, super::DEFAULT_MAX_FRAME);
+    let mut framed = Framed::new(bytes, codec, super::DEFAULT_MAX_FRAME).doubting();
     std::iter::from_fn(|| framed.next().now_or_never().flatten()).take_while(Result::is_ok).count()
 }
 
