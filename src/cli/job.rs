@@ -8,12 +8,11 @@ use crate::ir::{Dim, Type};
 use crate::job::metrics::{Figure, Report};
 use crate::job::{DEFAULT_BATCH, DEFAULT_PREFETCH, Summary, parts_dir};
 use crate::plan::{Absent, Manifest};
-use crate::store::{Cached, ConnectOptions, Store, Tls, Verify};
+use crate::store::{Cached, ConnectOptions, Tls, Verify};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What every form of a job takes.
@@ -177,11 +176,6 @@ impl JobArgs {
         let options =
             data::Options { binds: self.bind.clone(), empty: self.empty.clone(), format: self.format.clone(), slots: self.slots.clone() };
         Ok(data::open_all(&data::expand(&self.input)?, inputs, &options)?)
-    }
-
-    /// The cache before a store, if one is wanted.
-    pub(super) fn cached(&self, store: &Arc<dyn Store>, manifest: &Manifest) -> anyhow::Result<Option<Arc<Cached>>> {
-        Ok(self.cache.map(|size| Cached::new(store.clone(), manifest, size)).transpose()?.map(Arc::new))
     }
 
     /// When files are verified.

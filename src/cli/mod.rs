@@ -27,6 +27,7 @@ mod rewrite;
 mod run;
 mod save;
 mod size;
+mod stores;
 mod view;
 
 use clap::{Parser, Subcommand};
