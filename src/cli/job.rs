@@ -15,6 +15,9 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// The variable that stands for `--store`.
+pub(super) const STORE_ENV: &str = "GRAPHTOOL_STORE";
+
 /// What every form of a job takes.
 #[derive(clap::Args, Clone)]
 pub(super) struct JobArgs {
@@ -77,6 +80,17 @@ pub(super) struct JobArgs {
     /// has none), which are counted
     #[arg(long, default_value = "error", value_parser = ["error", "default"], value_name = "POLICY")]
     pub(super) on_unavailable: String,
+    /// Where rows come from: a source, and before it what stands in its way, separated by commas
+    ///
+    /// shards: the deployment's own shards, mapped (shards://DIR: those of the same plan elsewhere). memory: the same, read into memory.
+    /// pserver://HOST:PORT,HOST:PORT: pservers that are running (--servers is short for it).
+    /// redis+cluster://HOST:PORT,HOST:PORT/NAME: a Redis Cluster that `graphtool load` has filled; redis:// is one server, rediss
+    /// is within TLS, USER:PASSWORD@ stands before the hosts (in a build with --features redis).
+    /// Before them: cache:SIZE (--cache is short for it), dedup (each id of a numbered table once), default (as
+    /// --on-unavailable default). The first is asked first: cache:256MiB,redis+cluster://h1:7000,h2:7000/ads
+    /// GRAPHTOOL_STORE says it where a password is not to stand among the arguments.
+    #[arg(long, value_name = "CHAIN", env = STORE_ENV, hide_env = true, verbatim_doc_comment)]
+    pub(super) store: Option<String>,
     /// Memory of each worker for rows that are asked for often, such as 256MiB; the answers are the same [default: none]
     #[arg(long, value_parser = size::parse, value_name = "SIZE")]
     pub(super) cache: Option<u64>,
@@ -132,7 +146,7 @@ impl TlsArgs {
     }
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+pub(super) fn seconds(text: &str) -> Result<f64, String> {
     text.parse::<f64>().ok().filter(|s| *s > 0.0 && *s < 1e9).ok_or_else(|| format!("\"{text}\" is no number of seconds above 0"))
 }
 
