@@ -59,5 +59,5 @@ fn text(e: &RedisError) -> String {
         (Some(code), Some(detail)) => format!("{code} {detail}"),
         _ => e.to_string(),
     };
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    text.split_whitespace().collect::<Vec<_>>().join(" ").trim_end_matches('.').to_owned()
 }

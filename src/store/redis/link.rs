@@ -53,6 +53,9 @@ impl Link {
         }
         let link = Self { url: url.clone(), certificates, rpc_timeout, made: Mutex::default(), retries: AtomicU64::new(0) };
         let mut patience = Patience::until(deadline);
+        if url.tls {
+            patience.silent = "no answer to a handshake of TLS, or none at all";
+        }
         loop {
             let attempt = timeout_at(deadline.into(), link.made()).await.ok();
             if let Some(made) = patience.judge(&link, attempt).await {
@@ -69,6 +72,9 @@ impl Link {
 
     /// The answers to a pipeline of keys of one slot.
     pub(super) async fn ask(&self, slot: u16, pipeline: &Pipeline) -> Result<Vec<Value>, StoreError> {
+        if pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
         let deadline = Instant::now() + self.rpc_timeout;
         let mut patience = Patience::until(deadline);
         loop {
@@ -79,9 +85,15 @@ impl Link {
         }
     }
 
-    /// The answers to pipelines of keys of one slot each.
+    /// The answers to pipelines of keys of one slot each. A server alone has all of them as one.
     pub(super) async fn ask_all(&self, pipelines: &[(u16, Pipeline)]) -> Result<Vec<Vec<Value>>, StoreError> {
-        futures::future::try_join_all(pipelines.iter().map(|(slot, pipeline)| self.ask(*slot, pipeline))).await
+        if self.url.cluster {
+            return futures::future::try_join_all(pipelines.iter().map(|(slot, pipeline)| self.ask(*slot, pipeline))).await;
+        }
+        let mut all = Pipeline::with_capacity(pipelines.iter().map(|p| p.1.len()).sum());
+        pipelines.iter().flat_map(|p| p.1.cmd_iter()).for_each(|cmd| _ = all.add_command(cmd.clone()));
+        let mut answers = self.ask(0, &all).await?.into_iter();
+        Ok(pipelines.iter().map(|p| answers.by_ref().take(p.1.len()).collect()).collect())
     }
 
     /// The answer to a command on one key.
@@ -197,11 +209,13 @@ struct Patience {
     started: Instant,
     backoff: Backoff,
     detail: String,
+    /// What is said where there was no error but no answer either.
+    silent: &'static str,
 }
 
 impl Patience {
     fn until(deadline: Instant) -> Self {
-        Self { deadline, started: Instant::now(), backoff: Backoff::new(), detail: String::new() }
+        Self { deadline, started: Instant::now(), backoff: Backoff::new(), detail: String::new(), silent: "" }
     }
 
     /// What comes of an attempt; `None` is another one, after a pause. An attempt that ran out of time is none.
@@ -218,7 +232,7 @@ impl Patience {
             link.retries.fetch_add(1, Relaxed);
             return None;
         }
-        let (endpoint, detail) = (link.url.to_string(), &self.detail);
+        let (endpoint, detail) = (link.url.to_string(), if self.detail.is_empty() { self.silent } else { &self.detail });
         let seconds = (self.started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
         Some(Err(match detail.is_empty() {
             true => StoreError::Timeout { endpoint, seconds },

@@ -82,8 +82,13 @@ pub async fn load_redis(dir: &Path, url: &RedisUrl, options: &LoadOptions, progr
     let sent = if held { load.repair(load.counts()?).await? } else { load.fill().await? };
     versions::finish(&load.link, &load.keys, &marker).await?;
     let removed = versions::remove_older(&load.link, &load.keys, options.keep_versions).await?;
-    let bytes = load.manifest.tables.iter().map(|t| Ok(width(t)? as u64 * t.rows)).sum::<Result<u64, StoreError>>()?;
-    Ok(Loaded { plan_id: load.manifest.plan_id.clone(), tables, rows, bytes, before: rows.saturating_sub(sent), removed })
+    let (mut bytes, mut empty) = (0, 0);
+    for t in &load.manifest.tables {
+        let width = width(t)? as u64;
+        bytes += width * t.rows;
+        empty += if width == 0 { t.rows } else { 0 };
+    }
+    Ok(Loaded { plan_id: load.manifest.plan_id.clone(), tables, rows, bytes, before: rows.saturating_sub(sent + empty), removed })
 }
 
 /// Bytes of a row as it is kept.
