@@ -76,7 +76,7 @@ pub(super) struct JobArgs {
     /// What an id gives that a keyed table does not hold [default: as the deployment says]
     #[arg(long, value_parser = ["zero", "error", "default"], value_name = "POLICY")]
     pub(super) on_absent: Option<String>,
-    /// What a lookup gives whose pserver is not to be reached within --rpc-timeout: an error, or default rows (zeros where a table
+    /// What a lookup gives whose server is not to be reached within --rpc-timeout: an error, or default rows (zeros where a table
     /// has none), which are counted
     #[arg(long, default_value = "error", value_parser = ["error", "default"], value_name = "POLICY")]
     pub(super) on_unavailable: String,
@@ -334,7 +334,7 @@ pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples, ca
         lines.push(format!("{} ids were absent from their table and got its row for absent ids", s.filled.absent));
     }
     if s.filled.unavailable > 0 {
-        lines.push(format!("{} ids got default rows because a pserver was unavailable", s.filled.unavailable));
+        lines.push(format!("{} ids got default rows because a server was unavailable", s.filled.unavailable));
     }
     Ok(lines)
 }

@@ -14,7 +14,9 @@ use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, ProtocolVersion,
     RedisConnectionInfo, RedisError, TlsCertificates, Value,
 };
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
@@ -33,7 +35,36 @@ pub(super) struct Link {
     rpc_timeout: Duration,
     /// The connection, and how many were made before it.
     made: Mutex<(Option<Made>, u64)>,
+    owners: Mutex<Option<Arc<Owners>>>,
     retries: AtomicU64,
+}
+
+/// The first slot of each range of slots, and the number of the node that has it.
+struct Owners(Vec<(u16, usize)>);
+
+impl Owners {
+    /// By the answer to `CLUSTER SLOTS`: lists of first slot, last slot, and nodes, of which the first is the master.
+    fn of(answers: Vec<Value>) -> Self {
+        let (mut ranges, mut nodes) = (Vec::new(), Vec::new());
+        for range in answers.into_iter().filter_map(|a| a.into_sequence().ok()).flatten() {
+            let Ok(range) = range.into_sequence() else { continue };
+            let (Some(Value::Int(first)), Some(node)) = (range.first(), range.get(2)) else { continue };
+            let node = format!("{node:?}");
+            let number = nodes.iter().position(|n| *n == node).unwrap_or_else(|| {
+                nodes.push(node);
+                nodes.len() - 1
+            });
+            ranges.push((*first as u16, number));
+        }
+        ranges.sort_unstable();
+        Self(ranges)
+    }
+
+    /// The number of the node that has a slot; of one that is not known, one of its own.
+    fn of_slot(&self, slot: u16) -> usize {
+        let at = self.0.partition_point(|&(first, _)| first <= slot);
+        at.checked_sub(1).map_or(usize::MAX - usize::from(slot), |at| self.0[at].1)
+    }
 }
 
 fn pem(path: &Path) -> Result<Vec<u8>, StoreError> {
@@ -51,7 +82,14 @@ impl Link {
             };
             certificates = Some(TlsCertificates { client_tls, root_cert: url.ca.as_deref().map(pem).transpose()? });
         }
-        let link = Self { url: url.clone(), certificates, rpc_timeout, made: Mutex::default(), retries: AtomicU64::new(0) };
+        let link = Self {
+            url: url.clone(),
+            certificates,
+            rpc_timeout,
+            made: Mutex::default(),
+            owners: Mutex::default(),
+            retries: AtomicU64::new(0),
+        };
         let mut patience = Patience::until(deadline);
         if url.tls {
             patience.silent = "no answer to a handshake of TLS, or none at all";
@@ -70,12 +108,8 @@ impl Link {
         self.retries.load(Relaxed)
     }
 
-    /// The answers to a pipeline of keys of one slot.
-    pub(super) async fn ask(&self, slot: u16, pipeline: &Pipeline) -> Result<Vec<Value>, StoreError> {
-        if pipeline.is_empty() {
-            return Ok(Vec::new());
-        }
-        let deadline = Instant::now() + self.rpc_timeout;
+    /// The answers to a pipeline of keys of one slot, which is repeated until `deadline`.
+    async fn ask(&self, slot: u16, pipeline: &Pipeline, deadline: Instant) -> Result<Vec<Value>, StoreError> {
         let mut patience = Patience::until(deadline);
         loop {
             let attempt = timeout_at(deadline.into(), self.once(slot, pipeline.clone())).await.ok();
@@ -85,22 +119,74 @@ impl Link {
         }
     }
 
-    /// The answers to pipelines of keys of one slot each. A server alone has all of them as one.
+    /// The answers to pipelines of keys of one slot each. Those for one node go to it as one; where that fails, for nodes are lost
+    /// and slots move, each goes its own way.
     pub(super) async fn ask_all(&self, pipelines: &[(u16, Pipeline)]) -> Result<Vec<Vec<Value>>, StoreError> {
-        if self.url.cluster {
-            return futures::future::try_join_all(pipelines.iter().map(|(slot, pipeline)| self.ask(*slot, pipeline))).await;
+        let deadline = Instant::now() + self.rpc_timeout;
+        let owners = self.owners(deadline).await;
+        let mut groups = BTreeMap::<usize, Vec<usize>>::new();
+        for (i, (slot, _)) in pipelines.iter().enumerate().filter(|(_, p)| !p.1.is_empty()) {
+            groups.entry(owners.of_slot(*slot)).or_default().push(i);
         }
-        let mut all = Pipeline::with_capacity(pipelines.iter().map(|p| p.1.len()).sum());
-        pipelines.iter().flat_map(|p| p.1.cmd_iter()).for_each(|cmd| _ = all.add_command(cmd.clone()));
-        let mut answers = self.ask(0, &all).await?.into_iter();
-        Ok(pipelines.iter().map(|p| answers.by_ref().take(p.1.len()).collect()).collect())
+        let asked = groups.into_values().map(|group| self.ask_group(pipelines, group, deadline));
+        let mut answers: Vec<Vec<Value>> = pipelines.iter().map(|_| Vec::new()).collect();
+        for (i, answer) in futures::future::try_join_all(asked).await?.into_iter().flatten() {
+            answers[i] = answer;
+        }
+        Ok(answers)
+    }
+
+    async fn ask_group(
+        &self,
+        pipelines: &[(u16, Pipeline)],
+        group: Vec<usize>,
+        deadline: Instant,
+    ) -> Result<Vec<(usize, Vec<Value>)>, StoreError> {
+        let mut all = Pipeline::with_capacity(group.iter().map(|&i| pipelines[i].1.len()).sum());
+        group.iter().flat_map(|&i| pipelines[i].1.cmd_iter()).for_each(|cmd| _ = all.add_command(cmd.clone()));
+        let slot = pipelines[group[0]].0;
+        let answers = match self.url.cluster && group.len() > 1 {
+            false => self.ask(slot, &all, deadline).await?,
+            true => {
+                let soon = deadline.min(Instant::now() + self.rpc_timeout / 2);
+                match timeout_at(soon.into(), self.once(slot, all)).await {
+                    Ok(Ok(answers)) => answers,
+                    _ => {
+                        self.retries.fetch_add(1, Relaxed);
+                        *self.owners.lock().await = None;
+                        let each = group.iter().map(|&i| self.ask(pipelines[i].0, &pipelines[i].1, deadline));
+                        return Ok(group.iter().copied().zip(futures::future::try_join_all(each).await?).collect());
+                    }
+                }
+            }
+        };
+        let mut answers = answers.into_iter();
+        Ok(group.into_iter().map(|i| (i, answers.by_ref().take(pipelines[i].1.len()).collect())).collect())
+    }
+
+    /// Which node has which slots; without knowing it, each slot is taken for a node.
+    async fn owners(&self, deadline: Instant) -> Arc<Owners> {
+        if !self.url.cluster {
+            return Arc::new(Owners(vec![(0, 0)]));
+        }
+        let mut owners = self.owners.lock().await;
+        if let Some(owners) = owners.as_ref() {
+            return owners.clone();
+        }
+        let mut pipeline = Pipeline::with_capacity(1);
+        pipeline.cmd("CLUSTER").arg("SLOTS");
+        let soon = deadline.min(Instant::now() + self.rpc_timeout / 4);
+        match timeout_at(soon.into(), self.once(0, pipeline)).await {
+            Ok(Ok(answers)) => owners.insert(Arc::new(Owners::of(answers))).clone(),
+            _ => Arc::new(Owners(Vec::new())),
+        }
     }
 
     /// The answer to a command on one key.
     pub(super) async fn command(&self, key: &str, cmd: &Cmd) -> Result<Value, StoreError> {
         let mut pipeline = Pipeline::with_capacity(1);
         pipeline.add_command(cmd.clone());
-        let answers = self.ask(slot(key), &pipeline).await?;
+        let answers = self.ask(slot(key), &pipeline, Instant::now() + self.rpc_timeout).await?;
         Ok(answers.into_iter().next().unwrap_or_default())
     }
 
@@ -114,18 +200,16 @@ impl Link {
 
     async fn once(&self, slot: u16, pipeline: Pipeline) -> Result<Vec<Value>, RedisError> {
         let (made, number) = self.made().await?;
-        let (count, mut again) = (pipeline.len(), false);
+        let (count, cluster) = (pipeline.len(), self.url.cluster);
         let answers = match made {
             Made::Cluster(mut c) => {
                 let route = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
                 c.route_pipeline(pipeline, 0, count, route).await
             }
-            Made::Server(mut s) => {
-                again = true;
-                s.send_packed_commands(&pipeline, 0, count).await
-            }
+            Made::Server(mut s) => s.send_packed_commands(&pipeline, 0, count).await,
         };
-        if again && answers.as_ref().is_err_and(RedisError::is_io_error) {
+        // A cluster's connections are made anew by themselves.
+        if !cluster && answers.as_ref().is_err_and(RedisError::is_io_error) {
             let mut made = self.made.lock().await;
             // Another request may have made a new one.
             if made.1 == number {
@@ -181,7 +265,7 @@ impl Link {
             .connection_timeout(connect)
             .response_timeout(respond)
             .overall_response_timeout(None)
-            .retries(3)
+            .retries(2)
             .min_retry_wait(10)
             .max_retry_wait(200);
         if let Some(certificates) = &self.certificates {
