@@ -121,18 +121,25 @@ fn a_job_has_the_answers_of_one_process_and_survives_the_loss_of_a_master() {
     }
     let small = format!("{data} --batch-size 8");
     ok(dir, &format!("run w.dist {small} --output small.npz"));
-    let mut job = graphtool(dir, &format!("run w.dist --role worker --store {url} {small} --output killed.npz --rpc-timeout 30"));
-    let mut job = job.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let parts = dir.join("killed.npz.parts");
-    let done = || -> u64 { std::fs::read_dir(&parts).into_iter().flatten().flatten().map(|e| e.metadata().map_or(0, |m| m.len())).sum() };
-    wait_for("a tenth of the job", || done() > 20_000 || job.try_wait().unwrap().is_some());
-    assert!(job.try_wait().unwrap().is_none(), "the job was over before a master was killed");
-    cluster.nodes[1].kill();
-    let out = job.wait_with_output().unwrap();
-    assert!(out.status.success(), "{}", text(&out.stderr));
-    assert!(bytes("killed.npz") == bytes("small.npz"));
-    // Its replica has taken its place.
-    assert!(cluster.nodes[4].say(&["ROLE"]).starts_with("master"));
+    // A master dies, then another hangs; the replica of each takes its place.
+    for (master, replica, dies) in [(1, 4, true), (2, 5, false)] {
+        let mut job = graphtool(dir, &format!("run w.dist --role worker --store {url} {small} --output lost.npz --rpc-timeout 30"));
+        let mut job = job.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let parts = dir.join("lost.npz.parts");
+        let size = |f: std::fs::DirEntry| f.metadata().map_or(0, |m| m.len());
+        let done = || -> u64 { std::fs::read_dir(&parts).into_iter().flatten().flatten().map(size).sum() };
+        wait_for("a tenth of the job", || done() > 20_000 || job.try_wait().unwrap().is_some());
+        assert!(job.try_wait().unwrap().is_none(), "the job was over before a master was lost");
+        if dies {
+            cluster.nodes[master].kill()
+        } else {
+            cluster.nodes[master].signal("STOP")
+        }
+        let out = job.wait_with_output().unwrap();
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        assert!(bytes("lost.npz") == bytes("small.npz"));
+        assert!(cluster.nodes[replica].say(&["ROLE"]).starts_with("master"));
+    }
 }
 
 /// A deployment that takes a while.

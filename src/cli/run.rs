@@ -281,7 +281,8 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
     let mut ids = Ids::default();
     // What a scheduler says of pservers gives way to what the caller says.
     let servers = if args.job.store.is_some() { &[] } else { servers };
-    if !(servers.is_empty() && args.job.store.is_none()) && !manifest.tables.is_empty() {
+    let asks = args.job.store.is_some() || !servers.is_empty();
+    if asks && !manifest.tables.is_empty() {
         let durations = args.metrics_addr.is_some().then(|| watch.durations.clone());
         ids = stores::open(&args.model, manifest, &args.job, servers, durations, &runtime)?;
     }

@@ -28,13 +28,20 @@ enum Made {
     Server(MultiplexedConnection),
 }
 
+/// The connection, how many there were, and whether another is to take its place.
+#[derive(Default)]
+struct State {
+    made: Option<Made>,
+    number: u64,
+    stale: bool,
+}
+
 /// The way to a store.
 pub(super) struct Link {
     pub(super) url: RedisUrl,
     certificates: Option<TlsCertificates>,
     rpc_timeout: Duration,
-    /// The connection, and how many were made before it.
-    made: Mutex<(Option<Made>, u64)>,
+    made: Mutex<State>,
     owners: Mutex<Option<Arc<Owners>>>,
     retries: AtomicU64,
 }
@@ -90,7 +97,7 @@ impl Link {
             owners: Mutex::default(),
             retries: AtomicU64::new(0),
         };
-        let mut patience = Patience::until(deadline);
+        let mut patience = link.patience(deadline);
         if url.tls {
             patience.silent = "no answer to a handshake of TLS, or none at all";
         }
@@ -110,9 +117,9 @@ impl Link {
 
     /// The answers to a pipeline of keys of one slot, which is repeated until `deadline`.
     async fn ask(&self, slot: u16, pipeline: &Pipeline, deadline: Instant) -> Result<Vec<Value>, StoreError> {
-        let mut patience = Patience::until(deadline);
+        let mut patience = self.patience(deadline);
         loop {
-            let attempt = timeout_at(deadline.into(), self.once(slot, pipeline.clone())).await.ok();
+            let attempt = self.once(slot, pipeline.clone(), patience.limit()).await;
             if let Some(done) = patience.judge(self, attempt).await {
                 return done;
             }
@@ -147,18 +154,15 @@ impl Link {
         let slot = pipelines[group[0]].0;
         let answers = match self.url.cluster && group.len() > 1 {
             false => self.ask(slot, &all, deadline).await?,
-            true => {
-                let soon = deadline.min(Instant::now() + self.rpc_timeout / 2);
-                match timeout_at(soon.into(), self.once(slot, all)).await {
-                    Ok(Ok(answers)) => answers,
-                    _ => {
-                        self.retries.fetch_add(1, Relaxed);
-                        *self.owners.lock().await = None;
-                        let each = group.iter().map(|&i| self.ask(pipelines[i].0, &pipelines[i].1, deadline));
-                        return Ok(group.iter().copied().zip(futures::future::try_join_all(each).await?).collect());
-                    }
+            true => match self.once(slot, all, self.patience(deadline).limit()).await {
+                Some(Ok(answers)) => answers,
+                _ => {
+                    self.retries.fetch_add(1, Relaxed);
+                    *self.owners.lock().await = None;
+                    let each = group.iter().map(|&i| self.ask(pipelines[i].0, &pipelines[i].1, deadline));
+                    return Ok(group.iter().copied().zip(futures::future::try_join_all(each).await?).collect());
                 }
-            }
+            },
         };
         let mut answers = answers.into_iter();
         Ok(group.into_iter().map(|i| (i, answers.by_ref().take(pipelines[i].1.len()).collect())).collect())
@@ -175,9 +179,8 @@ impl Link {
         }
         let mut pipeline = Pipeline::with_capacity(1);
         pipeline.cmd("CLUSTER").arg("SLOTS");
-        let soon = deadline.min(Instant::now() + self.rpc_timeout / 4);
-        match timeout_at(soon.into(), self.once(0, pipeline)).await {
-            Ok(Ok(answers)) => owners.insert(Arc::new(Owners::of(answers))).clone(),
+        match self.once(0, pipeline, self.patience(deadline).limit()).await {
+            Some(Ok(answers)) => owners.insert(Arc::new(Owners::of(answers))).clone(),
             _ => Arc::new(Owners(Vec::new())),
         }
     }
@@ -198,42 +201,58 @@ impl Link {
         StoreError::Corrupt(format!("{}: {detail}", self.url))
     }
 
-    async fn once(&self, slot: u16, pipeline: Pipeline) -> Result<Vec<Value>, RedisError> {
-        let (made, number) = self.made().await?;
-        let (count, cluster) = (pipeline.len(), self.url.cluster);
-        let answers = match made {
-            Made::Cluster(mut c) => {
-                let route = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
-                c.route_pipeline(pipeline, 0, count, route).await
-            }
-            Made::Server(mut s) => s.send_packed_commands(&pipeline, 0, count).await,
+    /// One attempt, which has until `limit`.
+    async fn once(&self, slot: u16, pipeline: Pipeline, limit: Instant) -> Option<Result<Vec<Value>, RedisError>> {
+        let (made, number) = match timeout_at(limit.into(), self.made()).await.ok()? {
+            Ok(made) => made,
+            Err(e) => return Some(Err(e)),
         };
-        // A cluster's connections are made anew by themselves.
-        if !cluster && answers.as_ref().is_err_and(RedisError::is_io_error) {
-            let mut made = self.made.lock().await;
+        let (count, cluster) = (pipeline.len(), self.url.cluster);
+        let sent = async {
+            match made {
+                Made::Cluster(mut c) => {
+                    let route = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
+                    c.route_pipeline(pipeline, 0, count, route).await
+                }
+                Made::Server(mut s) => s.send_packed_commands(&pipeline, 0, count).await,
+            }
+        };
+        let answers = timeout_at(limit.into(), sent).await.ok();
+        // A cluster's connections are made anew by themselves where they are lost, but not where a node hangs.
+        if answers.as_ref().is_none_or(|a| !cluster && a.as_ref().is_err_and(RedisError::is_io_error)) {
+            let mut state = self.made.lock().await;
             // Another request may have made a new one.
-            if made.1 == number {
-                made.0 = None;
+            if state.number == number {
+                state.stale = true;
             }
         }
-        answers?.into_iter().map(Value::extract_error).collect()
+        Some(answers?.and_then(|a| a.into_iter().map(Value::extract_error).collect()))
     }
 
-    /// The connection, made if there is none.
+    /// The connection, made if there is none or only one that is stale, which stays if there can be no other.
     async fn made(&self) -> Result<(Made, u64), RedisError> {
-        let mut made = self.made.lock().await;
-        if let Some(m) = &made.0 {
-            return Ok((m.clone(), made.1));
+        let mut state = self.made.lock().await;
+        if let Some(made) = state.made.clone().filter(|_| !state.stale) {
+            return Ok((made, state.number));
         }
-        let new = if self.url.cluster { self.cluster().await? } else { self.server().await? };
-        *made = (Some(new.clone()), made.1 + 1);
-        Ok((new, made.1))
+        let new = if self.url.cluster { self.cluster().await } else { self.server().await };
+        match (new, state.made.take()) {
+            (Ok(new), _) => *state = State { made: Some(new.clone()), number: state.number + 1, stale: false },
+            (Err(_), Some(old)) if self.url.cluster => state.made = Some(old),
+            (Err(e), _) => return Err(e),
+        }
+        let number = state.number;
+        state.made.clone().map(|made| (made, number)).ok_or_else(|| (redis::ErrorKind::Io, "no connection").into())
     }
 
-    /// Time for a connection, and for one attempt: a server that hangs must leave some for that which takes its place.
-    fn attempt(&self) -> (Duration, Duration) {
-        let third = self.rpc_timeout / 3;
-        (third.min(Duration::from_secs(5)), third.min(Duration::from_secs(10)))
+    fn patience(&self, deadline: Instant) -> Patience {
+        let first = (self.rpc_timeout / 6).clamp(Duration::from_millis(100), Duration::from_secs(5));
+        Patience { deadline, started: Instant::now(), next: first, backoff: Backoff::new(), detail: String::new(), silent: "" }
+    }
+
+    /// Time for a connection to one node: two that hang are to fit into the first attempt.
+    fn connect_timeout(&self) -> Duration {
+        (self.rpc_timeout / 24).clamp(Duration::from_millis(250), Duration::from_secs(5))
     }
 
     fn login(&self) -> RedisConnectionInfo {
@@ -255,15 +274,14 @@ impl Link {
     }
 
     async fn cluster(&self) -> Result<Made, RedisError> {
-        let (connect, respond) = self.attempt();
         let infos = self.url.endpoints.iter().map(|(host, port)| {
             let info = self.address(host, *port).into_connection_info()?;
             Ok(info.set_redis_settings(self.login()))
         });
         let mut builder = ClusterClientBuilder::new(infos.collect::<Result<Vec<_>, RedisError>>()?)
             .use_protocol(ProtocolVersion::RESP3)
-            .connection_timeout(connect)
-            .response_timeout(respond)
+            .connection_timeout(self.connect_timeout())
+            .response_timeout(self.rpc_timeout)
             .overall_response_timeout(None)
             .retries(2)
             .min_retry_wait(10)
@@ -275,14 +293,14 @@ impl Link {
     }
 
     async fn server(&self) -> Result<Made, RedisError> {
-        let (connect, respond) = self.attempt();
         let (host, port) = &self.url.endpoints[0];
         let info = self.address(host, *port).into_connection_info()?.set_redis_settings(self.login());
         let client = match &self.certificates {
             Some(certificates) => Client::build_with_tls(info, certificates.clone())?,
             None => Client::open(info)?,
         };
-        let config = AsyncConnectionConfig::new().set_connection_timeout(Some(connect)).set_response_timeout(Some(respond));
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(self.connect_timeout())).set_response_timeout(Some(self.rpc_timeout));
         Ok(Made::Server(client.get_multiplexed_async_connection_with_config(&config).await?))
     }
 }
@@ -291,6 +309,8 @@ impl Link {
 struct Patience {
     deadline: Instant,
     started: Instant,
+    /// Time for the next attempt: little at first, for a node may hang while another takes its place; then more, for it may be slow.
+    next: Duration,
     backoff: Backoff,
     detail: String,
     /// What is said where there was no error but no answer either.
@@ -298,8 +318,9 @@ struct Patience {
 }
 
 impl Patience {
-    fn until(deadline: Instant) -> Self {
-        Self { deadline, started: Instant::now(), backoff: Backoff::new(), detail: String::new(), silent: "" }
+    /// The end of the next attempt.
+    fn limit(&self) -> Instant {
+        self.deadline.min(Instant::now() + self.next)
     }
 
     /// What comes of an attempt; `None` is another one, after a pause. An attempt that ran out of time is none.
@@ -310,7 +331,7 @@ impl Patience {
                 Fault::Refused(why) => return Some(Err(link.refused(why))),
                 Fault::Again(why) => self.detail = why,
             },
-            None => {}
+            None => self.next *= 2,
         }
         if self.backoff.wait(self.deadline).await {
             link.retries.fetch_add(1, Relaxed);
