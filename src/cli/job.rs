@@ -8,13 +8,15 @@ use crate::ir::{Dim, Type};
 use crate::job::metrics::{Figure, Report};
 use crate::job::{DEFAULT_BATCH, DEFAULT_PREFETCH, Summary, parts_dir};
 use crate::plan::{Absent, Manifest};
-use crate::store::{Cached, ConnectOptions, Store, Tls, Verify};
+use crate::store::{Cached, ConnectOptions, Tls, Verify};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// The variable that stands for `--store`.
+pub(super) const STORE_ENV: &str = "GRAPHTOOL_STORE";
 
 /// What every form of a job takes.
 #[derive(clap::Args, Clone)]
@@ -74,10 +76,21 @@ pub(super) struct JobArgs {
     /// What an id gives that a keyed table does not hold [default: as the deployment says]
     #[arg(long, value_parser = ["zero", "error", "default"], value_name = "POLICY")]
     pub(super) on_absent: Option<String>,
-    /// What a lookup gives whose pserver is not to be reached within --rpc-timeout: an error, or default rows (zeros where a table
+    /// What a lookup gives whose server is not to be reached within --rpc-timeout: an error, or default rows (zeros where a table
     /// has none), which are counted
     #[arg(long, default_value = "error", value_parser = ["error", "default"], value_name = "POLICY")]
     pub(super) on_unavailable: String,
+    /// Where rows come from: a source, and before it what stands in its way, separated by commas
+    ///
+    /// shards: the deployment's own shards, mapped (shards://DIR: those of the same plan elsewhere). memory: the same, read into memory.
+    /// pserver://HOST:PORT,HOST:PORT: pservers that are running (--servers is short for it).
+    /// redis+cluster://HOST:PORT,HOST:PORT/NAME: a Redis Cluster that `graphtool load` has filled; redis:// is one server, rediss
+    /// is within TLS, USER:PASSWORD@ stands before the hosts (in a build with --features redis).
+    /// Before them: cache:SIZE (--cache is short for it), dedup (each id of a numbered table once), default (as
+    /// --on-unavailable default). The first is asked first: cache:256MiB,redis+cluster://h1:7000,h2:7000/ads
+    /// GRAPHTOOL_STORE says it where a password is not to stand among the arguments.
+    #[arg(long, value_name = "CHAIN", env = STORE_ENV, hide_env = true, verbatim_doc_comment)]
+    pub(super) store: Option<String>,
     /// Memory of each worker for rows that are asked for often, such as 256MiB; the answers are the same [default: none]
     #[arg(long, value_parser = size::parse, value_name = "SIZE")]
     pub(super) cache: Option<u64>,
@@ -133,7 +146,7 @@ impl TlsArgs {
     }
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+pub(super) fn seconds(text: &str) -> Result<f64, String> {
     text.parse::<f64>().ok().filter(|s| *s > 0.0 && *s < 1e9).ok_or_else(|| format!("\"{text}\" is no number of seconds above 0"))
 }
 
@@ -177,11 +190,6 @@ impl JobArgs {
         let options =
             data::Options { binds: self.bind.clone(), empty: self.empty.clone(), format: self.format.clone(), slots: self.slots.clone() };
         Ok(data::open_all(&data::expand(&self.input)?, inputs, &options)?)
-    }
-
-    /// The cache before a store, if one is wanted.
-    pub(super) fn cached(&self, store: &Arc<dyn Store>, manifest: &Manifest) -> anyhow::Result<Option<Arc<Cached>>> {
-        Ok(self.cache.map(|size| Cached::new(store.clone(), manifest, size)).transpose()?.map(Arc::new))
     }
 
     /// When files are verified.
@@ -326,7 +334,7 @@ pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples, ca
         lines.push(format!("{} ids were absent from their table and got its row for absent ids", s.filled.absent));
     }
     if s.filled.unavailable > 0 {
-        lines.push(format!("{} ids got default rows because a pserver was unavailable", s.filled.unavailable));
+        lines.push(format!("{} ids got default rows because a server was unavailable", s.filled.unavailable));
     }
     Ok(lines)
 }

@@ -3,7 +3,7 @@
 use super::board::Board;
 use super::job::{JobArgs, print};
 use super::process::{may_listen, stop_signal};
-use super::{exit_with, output, rewrite, usage};
+use super::{exit_with, output, rewrite, stores, usage};
 use crate::deploy;
 use crate::job::endpoints::{Seat, System, reachable, seats, seats_here};
 use crate::job::launch::{LaunchError, LaunchOptions, clean_logs, launch};
@@ -21,14 +21,14 @@ use std::time::Duration;
 /// When one fails for good, all are stopped, the exit code is not 0, and `--resume` goes on with the batches that are done.
 ///
 /// With --servers and --workers the job may be spread over machines: the same command on each starts those endpoints that
-/// belong there.
+/// belong there. With --store no pservers are started: the workers take their rows from there.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A model file, or a deployment directory
     model: PathBuf,
-    /// Number of pservers
-    #[arg(long = "server_num", alias = "server-num", default_value_t = 1, value_name = "N", conflicts_with = "servers")]
-    server_num: usize,
+    /// Number of pservers [default: 1; with --store 0, for rows come from there]
+    #[arg(long = "server_num", alias = "server-num", value_name = "N", conflicts_with = "servers")]
+    server_num: Option<usize>,
     /// Number of workers (also --trainer_num)
     #[arg(
         long = "worker_num",
@@ -42,7 +42,7 @@ pub(super) struct Args {
     #[arg(long, value_delimiter = ',', alias = "pservers", value_name = "ENDPOINTS", requires = "workers")]
     servers: Vec<String>,
     /// Endpoints of all workers, likewise
-    #[arg(long, value_delimiter = ',', alias = "trainers", value_name = "ENDPOINTS", requires = "servers")]
+    #[arg(long, value_delimiter = ',', alias = "trainers", value_name = "ENDPOINTS")]
     workers: Vec<String>,
     /// The address of this machine that is bound and told to others [default: POD_IP where endpoints are given, else 127.0.0.1]
     #[arg(long, value_name = "ADDRESS")]
@@ -63,10 +63,26 @@ pub(super) struct Args {
 }
 
 impl Args {
+    /// The number of pservers to start here, if no list says it.
+    fn server_num(&self) -> anyhow::Result<usize> {
+        match (self.server_num, &self.job.store) {
+            (None, None) => Ok(1),
+            (None | Some(0), Some(_)) => Ok(0),
+            (Some(0), None) => Err(usage("--server_num must be at least 1, unless --store says where rows come from")),
+            (Some(n), None) => Ok(n),
+            (Some(n), Some(_)) => {
+                Err(usage(format!("--server_num {n} starts pservers, whose rows --store does not take; give one of them")))
+            }
+        }
+    }
+
     fn seats(&self) -> anyhow::Result<(Vec<Seat>, Vec<Seat>)> {
-        if self.servers.is_empty() {
+        if self.servers.is_empty() && self.workers.is_empty() {
             let host = self.host.as_deref().unwrap_or("127.0.0.1");
-            return Ok((seats_here(host, self.server_num), seats_here(host, self.worker_num)));
+            return Ok((seats_here(host, self.server_num()?), seats_here(host, self.worker_num)));
+        }
+        if self.servers.is_empty() && self.job.store.is_none() {
+            return Err(usage("--workers needs --servers, or --store"));
         }
         let pod = std::env::var("POD_IP").ok().filter(|p| !p.is_empty());
         let host = self.host.as_deref().or(pod.as_deref());
@@ -80,6 +96,11 @@ impl Args {
         Ok(both)
     }
 
+    /// The chain of stores, where the environment does not say it to workers too.
+    fn told_store(&self) -> Option<String> {
+        self.job.store.clone().filter(|s| std::env::var(super::job::STORE_ENV).as_ref() != Ok(s))
+    }
+
     /// Where worker 0 leaves the last lines of the job; several launchers may share a folder of logs.
     fn report(&self) -> PathBuf {
         self.log_dir.join(format!(".report-{}", std::process::id()))
@@ -87,9 +108,10 @@ impl Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    if args.server_num == 0 || args.worker_num == 0 {
-        return Err(usage("--server_num and --worker_num must be at least 1"));
+    if args.worker_num == 0 {
+        return Err(usage("--worker_num must be at least 1"));
     }
+    stores::chain(&args.job, &args.servers)?;
     if args.job.input.is_empty() {
         return Err(usage("--input is missing"));
     }
@@ -157,7 +179,7 @@ fn rewritten(args: &Args, servers: usize) -> anyhow::Result<PathBuf> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let fresh = dir.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
     let foreign = dir.exists() && !deploy::is_deployment(&dir);
-    let options = args.rewrite.build(servers as u32)?;
+    let options = args.rewrite.build(servers.max(1) as u32)?;
     let outcome = deploy::rewrite(model, if foreign { &dir } else { &fresh }, options)?;
     let plan = || deploy::open(&dir).ok().map(|(m, _)| m.plan_id);
     let same = || plan().as_ref() == Some(&outcome.manifest.plan_id);
@@ -289,6 +311,7 @@ fn child_args(args: &Args, dir: &Path, parts: &Path, worker: bool, servers: &[Se
         ("--label", &job.label),
         ("--on-absent", &job.on_absent),
         ("--score", &job.score),
+        ("--store", &args.told_store()),
     ];
     for (name, text) in texts {
         if let Some(t) = text {

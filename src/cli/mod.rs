@@ -2,6 +2,7 @@
 
 mod bench;
 mod board;
+mod chain;
 mod check;
 mod compare;
 mod convert;
@@ -13,6 +14,7 @@ mod import_tables;
 mod inspect;
 mod job;
 mod launch;
+mod load;
 mod lookup;
 mod merge;
 mod monitor;
@@ -27,6 +29,7 @@ mod rewrite;
 mod run;
 mod save;
 mod size;
+mod stores;
 mod view;
 
 use clap::{Parser, Subcommand};
@@ -60,6 +63,7 @@ enum Command {
     ImportTables(import_tables::Args),
     Inspect(inspect::Args),
     Launch(launch::Args),
+    Load(load::Args),
     Lookup(lookup::Args),
     Merge(merge::Args),
     Optimize(optimize::Args),
@@ -153,6 +157,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::ImportTables(a) => import_tables::run(a),
         Command::Inspect(a) => inspect::run(a),
         Command::Launch(a) => launch::run(a),
+        Command::Load(a) => load::run(a),
         Command::Lookup(a) => lookup::run(a),
         Command::Merge(a) => merge::run(a),
         Command::Optimize(a) => optimize::run(a),

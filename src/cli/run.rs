@@ -4,7 +4,7 @@ pub(super) use super::job::input_specs;
 use super::job::{JobArgs, Meter, print, summarise};
 use super::monitor::{self, Ids, WorkerWatch};
 use super::process::{follow_parent, inherited_listener, launched, listen, listen_for_peers, stop_signal};
-use super::{output, size, usage};
+use super::{output, size, stores, usage};
 use crate::comm::{self, Comm, GroupOptions};
 use crate::data;
 use crate::exec::{Options, Session, Trace};
@@ -14,7 +14,7 @@ use crate::job::launch::RESTARTED_ENV;
 use crate::job::roles::{Role, RoleFlags, near_misses, resolve};
 use crate::job::{Job, JobError, PartsOptions, predict, remove_parts};
 use crate::plan::Manifest;
-use crate::store::{self, Fallback, ServeOptions, ServerWatch, Shards, Store, Timed};
+use crate::store::{self, ServeOptions, ServerWatch};
 use crate::{deploy, formats};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -124,6 +124,7 @@ pub(super) fn lookups(dir: PathBuf, job: JobArgs, servers: Vec<String>) -> anyho
         parts: None,
         report: None,
     };
+    stores::chain(&args.job, &servers)?;
     if servers.is_empty() { local(&args) } else { worker(&args, 0, vec![alone.clone()], &servers, &alone) }
 }
 
@@ -144,11 +145,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             tracing::warn!("the variable {name} is not read; is {near} meant?");
         }
     }
+    stores::chain(&args.job, &args.servers)?;
     let (role, source) = resolve(&flags, &env, &System).map_err(usage)?;
     tracing::info!("role {role:?} from {source}");
     match role {
         Role::Local if args.job.resume => Err(usage("--resume goes on with a job of workers; this run has none")),
         Role::Local if args.metrics_addr.is_some() => Err(usage("--metrics-addr is for a pserver or a worker; this run is neither")),
+        Role::Pserver { .. } if args.job.store.is_some() => {
+            Err(usage("--store is for a run in this process or a worker; this is a pserver, which has the shards"))
+        }
         Role::Pserver { .. } if args.profile.is_some() => {
             Err(usage("--profile is for a run in this process or a worker; this is a pserver"))
         }
@@ -166,22 +171,17 @@ fn local(args: &Args) -> anyhow::Result<()> {
     let threads = args.job.threads.unwrap_or(0);
     let trace = trace(args)?;
     if args.lookups || deploy::is_deployment(&args.model) {
-        let (mut manifest, model) = open_deployment(args)?;
-        args.job.policies(&mut manifest);
-        let manifest = Arc::new(manifest);
-        let shards = Arc::new(Shards::open(&args.model, manifest.clone(), |_| true)?);
-        shards.clone().verify_when(args.job.verify())?;
-        let mut store: Arc<dyn Store> = shards;
-        let cache = args.job.cached(&store, &manifest)?;
-        if let Some(cache) = &cache {
-            store = cache.clone();
-        }
+        let (manifest, model) = open_deployment(args)?;
         let runtime = runtime()?;
+        let ids = stores::open(&args.model, manifest, &args.job, &[], None, &runtime)?;
         let runtime = Some(runtime.handle().clone());
-        let options = Options { threads, store: Some(store.clone()), runtime, trace: trace.clone(), ..Options::default() };
+        let options = Options { threads, store: ids.store.clone(), runtime, trace: trace.clone(), ..Options::default() };
         let session = Session::new(&model, options)?;
-        job(args, &session, None, None, (&Ids { store: Some(store), cache, fallback: None }, None))??;
+        job(args, &session, None, None, (&ids, None))??;
         return write_trace(args, trace.as_deref(), "run", 0);
+    }
+    if args.job.store.is_some() {
+        return Err(usage("--store is for the tables of a deployment directory; this is a model file"));
     }
     if args.job.cache.is_some() {
         return Err(usage("--cache is for the tables of a deployment directory; this is a model file"));
@@ -231,8 +231,7 @@ fn silence(rpc_timeout: f64) -> Duration {
 }
 
 fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bind: &str) -> anyhow::Result<()> {
-    let (mut manifest, model) = open_deployment(args)?;
-    args.job.policies(&mut manifest);
+    let (manifest, model) = open_deployment(args)?;
     let runtime = runtime()?;
     let collectives = has_collectives(&model);
     let open = args.job.open();
@@ -280,23 +279,12 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
         monitor::worker(address, open, (rank, manifest.plan_id.clone()), args.job.batch_size, watch.clone())?;
     }
     let mut ids = Ids::default();
-    if !servers.is_empty() && !manifest.tables.is_empty() {
-        let manifest = Arc::new(manifest);
-        let mut store = runtime.block_on(store::connect(manifest.clone(), servers, args.job.connect_options()?))?;
-        ids.cache = args.job.cached(&store, &manifest)?;
-        if let Some(cache) = &ids.cache {
-            store = cache.clone();
-        }
-        if args.job.on_unavailable == "default" {
-            // Around the cache, which is to keep no row that is not its id's.
-            let fallback = Arc::new(Fallback::new(store, &manifest)?);
-            ids.fallback = Some(fallback.clone());
-            store = fallback;
-        }
-        if args.metrics_addr.is_some() {
-            store = Arc::new(Timed::new(store, watch.durations.clone()));
-        }
-        ids.store = Some(store);
+    // What a scheduler says of pservers gives way to what the caller says.
+    let servers = if args.job.store.is_some() { &[] } else { servers };
+    let asks = args.job.store.is_some() || !servers.is_empty();
+    if asks && !manifest.tables.is_empty() {
+        let durations = args.metrics_addr.is_some().then(|| watch.durations.clone());
+        ids = stores::open(&args.model, manifest, &args.job, servers, durations, &runtime)?;
     }
     let _ = watch.ids.set(ids.clone());
     // A model that cannot be run says so before the group is formed; the group's collectives come after.
