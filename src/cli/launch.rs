@@ -259,49 +259,19 @@ fn child_args(args: &Args, dir: &Path, parts: &Path, worker: bool, servers: &[Se
     let threads = job.threads.unwrap_or_else(|| (cores / here(if worker { workers } else { servers })).max(1));
     let mut out: Vec<String> = vec!["run".into(), dir.display().to_string(), "--threads".into(), threads.to_string()];
     let mut flag = |name: &str, value: String| out.extend([name.to_owned(), value]);
-    flag("--max-frame", job.max_frame.to_string());
     if let Some(f) = &job.token_file {
         flag("--token-file", f.display().to_string());
     }
     job.tls.flags().for_each(|(name, path)| flag(name, path.display().to_string()));
     if !worker {
-        flag("--verify", job.verify.clone());
+        out.extend(job.flags(false));
         out.push("--remote-shutdown".into());
         return out;
     }
-    flag("--batch-size", job.batch_size.to_string());
-    flag("--prefetch", job.prefetch.to_string());
-    flag("--connect-timeout", job.connect_timeout.to_string());
-    flag("--rpc-timeout", job.rpc_timeout.to_string());
-    flag("--on-unavailable", job.on_unavailable.clone());
     flag("--parts", parts.display().to_string());
     flag("--report", args.report().display().to_string());
-    job.input.iter().for_each(|p| flag("--input", p.display().to_string()));
-    for (name, path) in [("--output", &job.output), ("--metrics-out", &job.metrics_out)] {
-        if let Some(p) = path {
-            flag(name, p.display().to_string());
-        }
-    }
-    let texts = [
-        ("--empty", &job.empty),
-        ("--format", &job.format),
-        ("--group", &job.group),
-        ("--label", &job.label),
-        ("--on-absent", &job.on_absent),
-        ("--score", &job.score),
-    ];
-    for (name, text) in texts {
-        if let Some(t) = text {
-            flag(name, t.clone());
-        }
-    }
-    if let Some(size) = job.cache {
-        flag("--cache", size.to_string());
-    }
-    job.keep.iter().for_each(|k| flag("--keep", k.clone()));
-    job.slots.iter().for_each(|s| flag("--slots", s.clone()));
-    job.bind.iter().for_each(|b| flag("--bind", b.to_string()));
-    let switches = [("--resume", job.resume), ("--rejoin", args.max_restart > 0), ("--dynamic", args.schedule == "dynamic")];
+    out.extend(job.flags(true));
+    let switches = [("--rejoin", args.max_restart > 0), ("--dynamic", args.schedule == "dynamic")];
     out.extend(switches.into_iter().filter(|s| s.1).map(|s| s.0.to_owned()));
     out
 }

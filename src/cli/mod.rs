@@ -12,6 +12,7 @@ mod extract;
 mod import_tables;
 mod inspect;
 mod job;
+mod k8s;
 mod launch;
 mod lookup;
 mod merge;
@@ -59,6 +60,7 @@ enum Command {
     Extract(extract::Args),
     ImportTables(import_tables::Args),
     Inspect(inspect::Args),
+    K8s(k8s::Args),
     Launch(launch::Args),
     Lookup(lookup::Args),
     Merge(merge::Args),
@@ -152,6 +154,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Extract(a) => extract::run(a),
         Command::ImportTables(a) => import_tables::run(a),
         Command::Inspect(a) => inspect::run(a),
+        Command::K8s(a) => k8s::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Lookup(a) => lookup::run(a),
         Command::Merge(a) => merge::run(a),
