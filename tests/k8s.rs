@@ -92,7 +92,8 @@ fn all_objects_are_as_kubernetes_defines_them() {
     // Only in a template is a variable meant.
     let full = [
         &["--namespace", "ads", "--claim", "models:/models", "--claim", "logs:/logs", "--output", "/logs/out/$(X)$$.npz", "--cpu", "1.5"],
-        &["--bind", "dense=I1..I2", "--empty=-1", "--label", "12:30", "--cache", "64MiB", "--token-file", "token", "--tls-secret", "certs"][..],
+        &["--bind", "dense=I1..I2", "--empty=-1", "--label", "12:30", "--cache", "64MiB", "--token-file", "token", "--tls-secret", "certs"]
+            [..],
         &["--input", "/logs/part-*.csv", "--server-cpu", "500m", "--max-restart", "5", "--metrics-out", "/logs/metrics.json"],
     ];
     let full = ok(dir, &[&BASE[..], &full.concat()].concat());
@@ -188,7 +189,10 @@ fn what_would_not_run_is_refused() {
     assert!(with(&["--claim", "c", "--insecure"]).contains("--input is missing"));
     // What is wrong with a file is the file's fault.
     let wrong = graphtool(dir, &[&BASE[..], &good, &["--token-file", "/dev/null"]].concat());
-    assert_eq!((wrong.status.code(), String::from_utf8_lossy(&wrong.stderr).into_owned()), (Some(1), "error: /dev/null: it is empty\n".into()));
+    assert_eq!(
+        (wrong.status.code(), String::from_utf8_lossy(&wrong.stderr).into_owned()),
+        (Some(1), "error: /dev/null: it is empty\n".into())
+    );
     std::fs::write(dir.join("model"), "").expect("written");
     let wrong = graphtool(dir, &["k8s", "model", "--servers", "1", "--workers", "1", "--image", "i"]);
     assert!(wrong.status.code() == Some(1) && String::from_utf8_lossy(&wrong.stderr).contains("make one by `graphtool rewrite`"));
@@ -275,7 +279,8 @@ fn workers_of_a_graph_with_collectives_meet_at_their_pods() {
     log(dir, 200);
     let (bytes, _) = expected(dir, &["launch", "wide.dist", "--server_num", "2", "--worker_num", "2"], "20");
     let all = manifests(dir, "20");
-    let running: Vec<_> = cluster::pods(&all, dir, 201).iter().map(Pod::start).collect();
-    running.into_iter().filter(|r| r.worker).for_each(|w| drop(w.finish()));
+    let pods = cluster::pods(&all, dir, 201);
+    let (workers, _servers): (Vec<_>, Vec<_>) = pods.iter().map(Pod::start).partition(|r| r.worker);
+    workers.into_iter().for_each(|w| drop(w.finish()));
     assert!(std::fs::read(dir.join("pods.npz")).expect("outputs") == bytes);
 }

@@ -10,7 +10,7 @@ use std::path::{Component as Step, Path, PathBuf};
 
 /// Write Kubernetes objects that run a job: pservers as a StatefulSet, workers as an Indexed Job
 ///
-/// One file of YAML for `kubectl apply -f`: a headless Service, a StatefulSet of pservers, a Job of workers, Secrets where a token
+/// One file of YAML for `kubectl apply -f`: headless Services, a StatefulSet of pservers, a Job of workers, Secrets where a token
 /// or certificates are given as files, and a PodDisruptionBudget where shards have replicas. For Kubernetes 1.31 and later. The
 /// pservers go on when the Job is done; `kubectl delete -f` ends all. A Job cannot be changed: one of before is deleted first.
 ///
@@ -191,7 +191,9 @@ impl Args {
             return Err(usage(match tls {
                 None => format!("{what}: give --token-file, --token-secret, --tls-cert or --tls-secret, or --insecure to serve anybody"),
                 // As `run` has it.
-                Some(_) => format!("{what}, and metrics are plain HTTP: give --token-file or --token-secret, or --insecure to serve anybody"),
+                Some(_) => {
+                    format!("{what}, and metrics are plain HTTP: give --token-file or --token-secret, or --insecure to serve anybody")
+                }
             }));
         }
         Ok((token, tls))

@@ -65,7 +65,9 @@ pub fn pods(all: &[Value], dir: &Path, first: usize) -> Vec<Pod> {
     let named = |owner: &Value, service: &Value, count: &Value| {
         let (owner, service) = (text(&owner["metadata"]["name"]).to_owned(), text(service).to_owned());
         // A name is resolved where its headless Service finds the pods.
-        assert!(all.iter().any(|d| d["kind"] == "Service" && d["metadata"]["name"] == service.as_str() && d["spec"]["clusterIP"] == "None"));
+        assert!(
+            all.iter().any(|d| d["kind"] == "Service" && d["metadata"]["name"] == service.as_str() && d["spec"]["clusterIP"] == "None")
+        );
         (0..count.as_u64().expect("a count")).map(move |i| format!("{owner}-{i}.{service}")).collect::<Vec<_>>()
     };
     let servers = named(set, &set["spec"]["serviceName"], &set["spec"]["replicas"]);

@@ -62,9 +62,7 @@ mod tests {
 
     /// Three shards of 100, 60 and 50 bytes.
     fn manifest(replicas: u32) -> Manifest {
-        let piece = |shard: usize, bytes: u64| {
-            serde_json::json!({"file": format!("shards/{shard}"), "shard": shard, "rows": 1, "columns": 1, "bytes": bytes, "checksum": ""})
-        };
+        let piece = |shard: usize, bytes: u64| serde_json::json!({"file": format!("shards/{shard}"), "shard": shard, "rows": 1, "columns": 1, "bytes": bytes, "checksum": ""});
         let pieces = [piece(0, 100), piece(1, 60), piece(2, 50)];
         let table = serde_json::json!({"name": "t", "rows": 3, "row_shape": [1], "dtype": "float32", "sharding": "row", "pieces": pieces});
         let json = serde_json::json!({"format_version": 1, "plan_id": "p", "fingerprint": "f", "shards": 3, "replicas": replicas,
