@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// Run a whole job: pservers and workers as processes of this machine, watched to the end
 ///
-/// A plain model is rewritten first, into its default directory. Each process writes a log file, log/serverlog.N or
+/// A plain model is rewritten first, into its default directory; flags that say how are refused for a deployment. Each process writes a log file, log/serverlog.N or
 /// log/workerlog.N. A process that is killed is started again up to --max-restart times, and a worker goes on where it was.
 /// When one fails for good, all are stopped, the exit code is not 0, and `--resume` goes on with the batches that are done.
 ///
@@ -142,7 +142,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 
 /// The deployment directory; a plain model is rewritten into one.
 fn deployment(args: &Args, servers: usize) -> anyhow::Result<PathBuf> {
-    let dir = if deploy::is_deployment(&args.model) { args.model.clone() } else { rewritten(args, servers)? };
+    let dir = if deploy::is_deployment(&args.model) {
+        let (cut, others) = (args.rewrite.cut.given(), args.rewrite.for_models());
+        let how = if others.is_empty() { "`graphtool reshard` cuts it anew" } else { "`graphtool rewrite` of its model takes them" };
+        let idle = [cut, others].concat().join(", ");
+        if !idle.is_empty() {
+            return Err(usage(format!("{idle}: {} is rewritten already; {how}", args.model.display())));
+        }
+        args.model.clone()
+    } else {
+        rewritten(args, servers)?
+    };
     let (manifest, _) = deploy::open(&dir)?;
     if (manifest.shards as usize) < servers {
         return Err(usage(format!("{servers} pservers for {} shards: rewrite with --shards {servers} or more", manifest.shards)));
