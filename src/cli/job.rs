@@ -138,6 +138,15 @@ impl TlsArgs {
         }
     }
 
+    /// What is in the files: certificate, key, CA.
+    pub(super) fn contents(&self) -> anyhow::Result<Option<Vec<Vec<u8>>>> {
+        if self.load()?.is_none() {
+            return Ok(None);
+        }
+        let read = |path: &PathBuf| std::fs::read(path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()));
+        self.flags().map(|(_, path)| read(path)).collect::<Result<_, _>>().map(Some)
+    }
+
     /// The flags again, for a child.
     pub(super) fn flags(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
         [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key), ("--tls-ca", &self.tls_ca)]
@@ -216,6 +225,52 @@ impl JobArgs {
     /// The folder of finished batches.
     pub(super) fn parts(&self) -> Option<PathBuf> {
         self.output.as_deref().map(parts_dir)
+    }
+
+    /// The flags again, for a worker or a pserver of this job: all but secrets, threads, `--insecure` and the folder of parts.
+    pub(super) fn flags(&self, worker: bool) -> Vec<String> {
+        let mut out = Vec::new();
+        // In one word: a value may begin with a hyphen.
+        let mut flag = |name: &str, value: String| out.push(format!("{name}={value}"));
+        flag("--max-frame", self.max_frame.to_string());
+        if !worker {
+            flag("--verify", self.verify.clone());
+            return out;
+        }
+        flag("--batch-size", self.batch_size.to_string());
+        flag("--prefetch", self.prefetch.to_string());
+        flag("--connect-timeout", self.connect_timeout.to_string());
+        flag("--rpc-timeout", self.rpc_timeout.to_string());
+        flag("--on-unavailable", self.on_unavailable.clone());
+        self.input.iter().for_each(|p| flag("--input", p.display().to_string()));
+        for (name, path) in [("--output", &self.output), ("--metrics-out", &self.metrics_out)] {
+            if let Some(p) = path {
+                flag(name, p.display().to_string());
+            }
+        }
+        let texts = [
+            ("--empty", &self.empty),
+            ("--format", &self.format),
+            ("--group", &self.group),
+            ("--label", &self.label),
+            ("--on-absent", &self.on_absent),
+            ("--score", &self.score),
+        ];
+        for (name, text) in texts {
+            if let Some(t) = text {
+                flag(name, t.clone());
+            }
+        }
+        if let Some(size) = self.cache {
+            flag("--cache", size.to_string());
+        }
+        self.keep.iter().for_each(|k| flag("--keep", k.clone()));
+        self.slots.iter().for_each(|s| flag("--slots", s.clone()));
+        self.bind.iter().for_each(|b| flag("--bind", b.to_string()));
+        if self.resume {
+            out.push("--resume".into());
+        }
+        out
     }
 
     /// What must be the same for finished batches to count.

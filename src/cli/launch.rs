@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// Run a whole job: pservers and workers as processes of this machine, watched to the end
 ///
-/// A plain model is rewritten first, into its default directory. Each process writes a log file, log/serverlog.N or
+/// A plain model is rewritten first, into its default directory; flags that say how are refused for a deployment. Each process writes a log file, log/serverlog.N or
 /// log/workerlog.N. A process that is killed is started again up to --max-restart times, and a worker goes on where it was.
 /// When one fails for good, all are stopped, the exit code is not 0, and `--resume` goes on with the batches that are done.
 ///
@@ -164,7 +164,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 
 /// The deployment directory; a plain model is rewritten into one.
 fn deployment(args: &Args, servers: usize) -> anyhow::Result<PathBuf> {
-    let dir = if deploy::is_deployment(&args.model) { args.model.clone() } else { rewritten(args, servers)? };
+    let dir = if deploy::is_deployment(&args.model) {
+        let (cut, others) = (args.rewrite.cut.given(), args.rewrite.for_models());
+        let how = if others.is_empty() { "`graphtool reshard` cuts it anew" } else { "`graphtool rewrite` of its model takes them" };
+        let idle = [cut, others].concat().join(", ");
+        if !idle.is_empty() {
+            return Err(usage(format!("{idle}: {} is rewritten already; {how}", args.model.display())));
+        }
+        args.model.clone()
+    } else {
+        rewritten(args, servers)?
+    };
     let (manifest, _) = deploy::open(&dir)?;
     if (manifest.shards as usize) < servers {
         return Err(usage(format!("{servers} pservers for {} shards: rewrite with --shards {servers} or more", manifest.shards)));
@@ -281,50 +291,22 @@ fn child_args(args: &Args, dir: &Path, parts: &Path, worker: bool, servers: &[Se
     let threads = job.threads.unwrap_or_else(|| (cores / here(if worker { workers } else { servers })).max(1));
     let mut out: Vec<String> = vec!["run".into(), dir.display().to_string(), "--threads".into(), threads.to_string()];
     let mut flag = |name: &str, value: String| out.extend([name.to_owned(), value]);
-    flag("--max-frame", job.max_frame.to_string());
     if let Some(f) = &job.token_file {
         flag("--token-file", f.display().to_string());
     }
     job.tls.flags().for_each(|(name, path)| flag(name, path.display().to_string()));
     if !worker {
-        flag("--verify", job.verify.clone());
+        out.extend(job.flags(false));
         out.push("--remote-shutdown".into());
         return out;
     }
-    flag("--batch-size", job.batch_size.to_string());
-    flag("--prefetch", job.prefetch.to_string());
-    flag("--connect-timeout", job.connect_timeout.to_string());
-    flag("--rpc-timeout", job.rpc_timeout.to_string());
-    flag("--on-unavailable", job.on_unavailable.clone());
     flag("--parts", parts.display().to_string());
     flag("--report", args.report().display().to_string());
-    job.input.iter().for_each(|p| flag("--input", p.display().to_string()));
-    for (name, path) in [("--output", &job.output), ("--metrics-out", &job.metrics_out)] {
-        if let Some(p) = path {
-            flag(name, p.display().to_string());
-        }
+    if let Some(store) = args.told_store() {
+        flag("--store", store);
     }
-    let texts = [
-        ("--empty", &job.empty),
-        ("--format", &job.format),
-        ("--group", &job.group),
-        ("--label", &job.label),
-        ("--on-absent", &job.on_absent),
-        ("--score", &job.score),
-        ("--store", &args.told_store()),
-    ];
-    for (name, text) in texts {
-        if let Some(t) = text {
-            flag(name, t.clone());
-        }
-    }
-    if let Some(size) = job.cache {
-        flag("--cache", size.to_string());
-    }
-    job.keep.iter().for_each(|k| flag("--keep", k.clone()));
-    job.slots.iter().for_each(|s| flag("--slots", s.clone()));
-    job.bind.iter().for_each(|b| flag("--bind", b.to_string()));
-    let switches = [("--resume", job.resume), ("--rejoin", args.max_restart > 0), ("--dynamic", args.schedule == "dynamic")];
+    out.extend(job.flags(true));
+    let switches = [("--rejoin", args.max_restart > 0), ("--dynamic", args.schedule == "dynamic")];
     out.extend(switches.into_iter().filter(|s| s.1).map(|s| s.0.to_owned()));
     out
 }

@@ -1,7 +1,7 @@
 //! `graphtool load`
 
 use super::chain::{Chain, Source};
-use super::{output, usage};
+use super::usage;
 use std::path::PathBuf;
 
 /// Fill a Redis Cluster, or one Redis server, with the rows of a deployment directory
@@ -69,8 +69,11 @@ fn fill(args: &Args, url: &crate::store::RedisUrl) -> anyhow::Result<()> {
     let loaded = loaded?;
     let (seconds, sent) = (started.elapsed().as_secs_f64(), loaded.rows - loaded.before);
     let size = size::print(loaded.bytes);
-    output::line(format!("{} tables, {} rows ({size}) are in {url}; version {} is current", loaded.tables, loaded.rows, loaded.plan_id))?;
-    output::line(format!("sent {sent} rows in {seconds:.1} s, {} were there", loaded.before))?;
-    loaded.removed.iter().try_for_each(|plan| output::line(format!("removed version {plan}")))?;
+    super::output::line(format!(
+        "{} tables, {} rows ({size}) are in {url}; version {} is current",
+        loaded.tables, loaded.rows, loaded.plan_id
+    ))?;
+    super::output::line(format!("sent {sent} rows in {seconds:.1} s, {} were there", loaded.before))?;
+    loaded.removed.iter().try_for_each(|plan| super::output::line(format!("removed version {plan}")))?;
     Ok(())
 }

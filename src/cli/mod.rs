@@ -13,6 +13,7 @@ mod extract;
 mod import_tables;
 mod inspect;
 mod job;
+mod k8s;
 mod launch;
 mod load;
 mod lookup;
@@ -62,6 +63,7 @@ enum Command {
     Extract(extract::Args),
     ImportTables(import_tables::Args),
     Inspect(inspect::Args),
+    K8s(k8s::Args),
     Launch(launch::Args),
     Load(load::Args),
     Lookup(lookup::Args),
@@ -156,6 +158,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Extract(a) => extract::run(a),
         Command::ImportTables(a) => import_tables::run(a),
         Command::Inspect(a) => inspect::run(a),
+        Command::K8s(a) => k8s::run(a),
         Command::Launch(a) => launch::run(a),
         Command::Load(a) => load::run(a),
         Command::Lookup(a) => lookup::run(a),

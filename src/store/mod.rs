@@ -37,7 +37,8 @@ pub use fallback::Fallback;
 pub use memory::Memory;
 pub use piece::checksum;
 pub use pserver::{
-    ConnectOptions, ServeOptions, ServerInfo, ServerWatch, connect, frames_in, reload_server, serve, serve_shards, server_info, stop_server,
+    ConnectOptions, ReloadError, ServeOptions, ServerInfo, ServerWatch, connect, frames_in, reload_servers, serve, serve_shards,
+    server_info, stop_server,
 };
 pub use rows::{RowSource, RowVisitor, TableRows};
 pub use shards::{Shards, open_local, read_manifest};
