@@ -26,6 +26,7 @@ mod reshard;
 mod rewrite;
 mod run;
 mod save;
+mod serve;
 mod size;
 mod stores;
 mod view;
@@ -70,6 +71,7 @@ enum Command {
     Reshard(reshard::Args),
     Rewrite(rewrite::Args),
     Run(run::Args),
+    Serve(serve::Args),
     View(view::Args),
 }
 
@@ -163,6 +165,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Reshard(a) => reshard::run(a),
         Command::Rewrite(a) => rewrite::run(a),
         Command::Run(a) => run::run(a),
+        Command::Serve(a) => serve::run(a),
         Command::View(a) => view::run(a),
     }
 }
