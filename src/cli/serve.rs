@@ -101,7 +101,10 @@ pub(super) struct Args {
 }
 
 fn milliseconds(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|ms| (0.0..=60_000.0).contains(ms)).ok_or_else(|| format!("\"{text}\" is no number of milliseconds up to 60000"))
+    text.parse()
+        .ok()
+        .filter(|ms| (0.0..=60_000.0).contains(ms))
+        .ok_or_else(|| format!("\"{text}\" is no number of milliseconds up to 60000"))
 }
 
 fn some_seconds(text: &str) -> Result<f64, String> {

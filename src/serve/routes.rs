@@ -103,7 +103,9 @@ impl Service {
         let part = |name: &str| path.iter().find(|p| p.0 == name).map(|p| p.1.as_str());
         let own = &self.interface;
         match (part("name"), part("version")) {
-            (Some(name), _) if name != own.name => Err(Refusal::Absent(format!("model \"{name}\": there is none of this name, there is \"{}\"", own.name))),
+            (Some(name), _) if name != own.name => {
+                Err(Refusal::Absent(format!("model \"{name}\": there is none of this name, there is \"{}\"", own.name)))
+            }
             (_, Some(v)) if v != own.version => {
                 Err(Refusal::Absent(format!("model \"{}\": there is no version \"{v}\", there is \"{}\"", own.name, own.version)))
             }
@@ -127,7 +129,11 @@ async fn ready(State(service): Shared) -> Response {
 }
 
 async fn readyz(State(service): Shared) -> Response {
-    if service.ready() { text(PLAIN, "ready\n".into()) } else { (StatusCode::SERVICE_UNAVAILABLE, text(PLAIN, "not ready\n".into())).into_response() }
+    if service.ready() {
+        text(PLAIN, "ready\n".into())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, text(PLAIN, "not ready\n".into())).into_response()
+    }
 }
 
 async fn model_ready(State(service): Shared, Path(path): Path<Vec<(String, String)>>) -> Response {

@@ -122,20 +122,61 @@ impl Item for String {
 macro_rules! by_dtype {
     ($dtype:expr, $T:ident => $call:expr) => {
         match $dtype {
-            DType::Bool => { type $T = bool; $call }
-            DType::F16 => { type $T = f16; $call }
-            DType::F32 => { type $T = f32; $call }
-            DType::F64 => { type $T = f64; $call }
-            DType::I8 => { type $T = i8; $call }
-            DType::I16 => { type $T = i16; $call }
-            DType::I32 => { type $T = i32; $call }
-            DType::I64 => { type $T = i64; $call }
-            DType::String => { type $T = String; $call }
-            DType::U8 => { type $T = u8; $call }
-            DType::U16 => { type $T = u16; $call }
-            DType::U32 => { type $T = u32; $call }
-            DType::U64 => { type $T = u64; $call }
-            other => Err(format!("{} has no form in JSON: it goes as binary data", super::interface::datatype(other).unwrap_or(other.name()))),
+            DType::Bool => {
+                type $T = bool;
+                $call
+            }
+            DType::F16 => {
+                type $T = f16;
+                $call
+            }
+            DType::F32 => {
+                type $T = f32;
+                $call
+            }
+            DType::F64 => {
+                type $T = f64;
+                $call
+            }
+            DType::I8 => {
+                type $T = i8;
+                $call
+            }
+            DType::I16 => {
+                type $T = i16;
+                $call
+            }
+            DType::I32 => {
+                type $T = i32;
+                $call
+            }
+            DType::I64 => {
+                type $T = i64;
+                $call
+            }
+            DType::String => {
+                type $T = String;
+                $call
+            }
+            DType::U8 => {
+                type $T = u8;
+                $call
+            }
+            DType::U16 => {
+                type $T = u16;
+                $call
+            }
+            DType::U32 => {
+                type $T = u32;
+                $call
+            }
+            DType::U64 => {
+                type $T = u64;
+                $call
+            }
+            other => {
+                Err(format!("{} has no form in JSON: it goes as binary data", super::interface::datatype(other).unwrap_or(other.name())))
+            }
         }
     };
 }

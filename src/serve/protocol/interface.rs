@@ -74,9 +74,9 @@ impl Port {
 
     /// Whether a tensor of this dtype and shape may be given.
     pub(super) fn takes(&self, dtype: DType, shape: &[usize]) -> bool {
-        let dims = self.dims().is_none_or(|dims| {
-            dims.len() == shape.len() && dims.iter().zip(shape).all(|(d, n)| d.known().is_none_or(|known| known == *n))
-        });
+        let dims = self
+            .dims()
+            .is_none_or(|dims| dims.len() == shape.len() && dims.iter().zip(shape).all(|(d, n)| d.known().is_none_or(|known| known == *n)));
         dims && self.dtype().is_none_or(|d| d == dtype)
     }
 

@@ -116,9 +116,8 @@ pub fn parse(interface: &Interface, json: &[u8], mut binary: Bytes) -> Result<Re
 }
 
 fn tensor(port: &Port, input: &Input, binary: &mut Bytes) -> Result<Tensor, String> {
-    let shape: Vec<usize> = serde_json::from_str(input.shape.get()).map_err(|_| {
-        format!("a shape is a list of numbers from 0 on, found {}", input.shape.get().chars().take(60).collect::<String>())
-    })?;
+    let shape: Vec<usize> = serde_json::from_str(input.shape.get())
+        .map_err(|_| format!("a shape is a list of numbers from 0 on, found {}", input.shape.get().chars().take(60).collect::<String>()))?;
     let shape = Shape::from(shape);
     let dtype = dtype(&input.datatype).ok_or_else(|| format!("the datatype \"{}\" is none of the protocol", input.datatype))?;
     if !port.takes(dtype, &shape) {

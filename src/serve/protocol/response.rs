@@ -1,9 +1,9 @@
 //! Answers to requests for inference.
 
+use super::Refusal;
 use super::elements::{text_bytes, to_json};
 use super::interface::{Interface, datatype};
 use super::request::Request;
-use super::Refusal;
 use crate::tensor::{DType, Tensor, Value};
 use bytes::Bytes;
 
@@ -33,7 +33,8 @@ pub fn print(interface: &Interface, request: &Request, outputs: &[(String, Value
     for (i, wanted) in request.outputs.iter().enumerate() {
         let (name, value) = outputs.get(wanted.output).ok_or_else(|| Refusal::Ours("an output was not made".into()))?;
         let fault = |what: String| Refusal::Bad(format!("output \"{name}\": {what}"));
-        let tensor = value.as_tensor().ok_or_else(|| fault(format!("{} is no tensor, and the protocol has nothing else", value.describe())))?;
+        let tensor =
+            value.as_tensor().ok_or_else(|| fault(format!("{} is no tensor, and the protocol has nothing else", value.describe())))?;
         let kind = datatype(tensor.dtype()).ok_or_else(|| fault(format!("the protocol has no {}", tensor.dtype())))?;
         out.extend(if i > 0 { &b",{"[..] } else { b"{" });
         member(&mut out, "name", name);
