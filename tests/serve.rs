@@ -3,7 +3,7 @@
 #[path = "serve/client.rs"]
 mod client;
 
-use client::{Connection, Named, Running, Server, binary_request, graphtool, inputs, json_request, models, same, serve};
+use client::{Connection, Named, Running, binary_request, graphtool, inputs, json_request, models, same, serve};
 use flate2::Compression;
 use flate2::read::{GzDecoder, GzEncoder, ZlibEncoder};
 use graphtool::deploy::{RewriteOptions, read_sparse, rewrite, sparse_tables};
@@ -109,7 +109,6 @@ fn keys_above_2_to_the_53_are_exact() {
 #[test]
 fn a_client_finds_out_what_there_is() {
     let server = serve(&widedeep(), &["--name", "ctr"]);
-    let server = Server { name: "ctr".into(), ..server };
     assert_eq!(server.get("/v2").json()["name"], "graphtool");
     assert_eq!(server.get("/v2/health/live").json()["live"], true);
     assert_eq!(server.get("/v2/health/ready").json()["ready"], true);

@@ -110,7 +110,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_is_lost_is_told_at_once_until_it_is_back() {
         let weak = Arc::new(Weak::default());
         let guard = Guard::new(weak.clone(), Handle::current());

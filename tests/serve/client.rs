@@ -61,13 +61,13 @@ impl Running {
 pub struct Server {
     pub process: Running,
     pub address: String,
-    pub name: String,
 }
 
 pub fn serve(model: &Path, more: &[&str]) -> Server {
-    let args = [&["serve", model.to_str().expect("text"), "--name", "m", "--http", "127.0.0.1:0"], more].concat();
-    let (process, address) = Running::start(&args, " is served at http://");
-    Server { process, address, name: "m".into() }
+    let args = [&["serve", model.to_str().expect("text"), "--http", "127.0.0.1:0"], more].concat();
+    let named = if more.contains(&"--name") { args } else { [&args[..], &["--name", "m"]].concat() };
+    let (process, address) = Running::start(&named, " is served at http://");
+    Server { process, address }
 }
 
 pub struct Reply {
