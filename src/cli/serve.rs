@@ -159,7 +159,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let (service, batcher, counts) = service(&args, name.clone(), token, &runtime)?;
     let limits = Limits {
         connections: args.max_connections,
-        head: 64 << 10,
+        head: 32 << 10,
         idle: Duration::from_secs(60),
         stall: Duration::from_secs(30),
         ending: Duration::from_secs(30),

@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, watch};
 pub struct Limits {
     /// Connections at once; more are closed.
     pub connections: usize,
-    /// The longest head of a request, in bytes; 8 KiB at least.
+    /// Bytes of a head that are taken at least; twice as many never are. 8 KiB at least.
     pub head: usize,
     /// Time for a head to come, and that a connection may be kept without a request.
     pub idle: Duration,

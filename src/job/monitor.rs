@@ -13,7 +13,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections at once; more are closed.
 const CONNECTIONS: usize = 16;
-/// The longest head of a request, in bytes.
+/// Bytes of a head that are taken at least.
 const MAX_HEAD: usize = 8 << 10;
 
 /// What there is to see.

@@ -175,7 +175,7 @@ fn answers_are_printed_as_they_were_asked_for() {
         text(r#"{"id":"a\"b","inputs":[]}"#),
         concat!(
             r#"{"id":"a\"b","model_name":"m","model_version":"1","outputs":["#,
-            r#"{"name":"y","datatype":"FP32","shape":[6],"data":[0.1,-0.0,1e20,NaN,Infinity,-Infinity]},"#,
+            r#"{"name":"y","datatype":"FP32","shape":[6],"data":[0.1,-0.0,1e+20,NaN,Infinity,-Infinity]},"#,
             r#"{"name":"z","datatype":"INT64","shape":[1,2],"data":[9007199254740993,-1]}]}"#
         )
     );
