@@ -138,11 +138,10 @@ fn what_is_wrong_with_a_request_is_said_and_harms_no_other() {
     let good = json_request(&inputs(&session(&widedeep()), &models().join("widedeep_ts11/test_data_set_0")));
     let mut kept = Connection::open(&server.address);
     let path = "/v2/models/m/infer";
-    let bad_id = good.replacen("\"INT64\"", "\"INT64\"", 1);
-    let at = bad_id.find("\"sparse\"").expect("an input");
-    let from = at + bad_id[at..].find("\"data\":[").expect("data") + 8;
-    let to = from + bad_id[from..].find(',').expect("numbers");
-    let out_of_range = format!("{}999999{}", &bad_id[..from], &bad_id[to..]);
+    let at = good.find("\"sparse\"").expect("an input");
+    let from = at + good[at..].find("\"data\":[").expect("data") + 8;
+    let to = from + good[from..].find(',').expect("numbers");
+    let out_of_range = format!("{}999999{}", &good[..from], &good[to..]);
     let deep = format!(r#"{{"inputs":[{{"name":"dense","datatype":"FP32","shape":[1,5],"data":{}"#, "[".repeat(50_000));
     let length = |n: &'static str| vec![("Inference-Header-Content-Length", n)];
     let cases: Vec<(Vec<(&str, &str)>, Vec<u8>, u16, &str)> = vec![

@@ -198,7 +198,7 @@ async fn infer(State(service): Shared, Path(path): Path<Vec<(String, String)>>, 
     response
 }
 
-fn header_text<'a>(headers: &'a HeaderMap, name: impl header::AsHeaderName) -> &'a str {
+fn header_text(headers: &HeaderMap, name: impl header::AsHeaderName) -> &str {
     headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
 }
 
