@@ -23,10 +23,10 @@ const VERSION: &str = "1";
 
 /// Answer requests for predictions over HTTP, by the Open Inference Protocol (v2)
 ///
-/// Requests and answers are JSON or Triton's binary form, so that `tritonclient[http]` and KServe's clients work as they are. A
-/// deployment directory is served from its own shards, or from pservers (--servers). Requests of several clients become one run
-/// where the first axis of all inputs and outputs counts samples: whoever waits while runs are under way forms the next one.
-/// `/` is a page with the graph, the shards and live rates; /metrics is for Prometheus; /healthz and /readyz are there too.
+/// Requests and answers are JSON or Triton's binary form: `tritonclient[http]` works as it is. A deployment directory is served from
+/// its own shards, or from pservers (--servers). Requests of several clients become one run where the first axis of all inputs and
+/// outputs counts samples: whoever waits while runs are under way forms the next one. `/` is a page with the graph, the shards and
+/// live rates; /metrics is for Prometheus; /healthz and /readyz are there too.
 ///
 /// On SIGTERM or SIGINT the server is no longer ready, and what is under way is finished. Exit code 0.
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ pub(super) struct Args {
     /// Address to listen at; port 0 takes a free one. The address is printed
     #[arg(long, default_value = "127.0.0.1:8000", value_name = "HOST:PORT")]
     http: String,
-    /// The model's name in paths [default: that of the file or directory, without its extension]
+    /// The model's name in paths [default: that of the file or directory, without its extension; of a model.onnx, that of its directory]
     #[arg(long)]
     name: Option<String>,
     /// The most samples of a run of several requests; 1 computes each request by itself

@@ -69,7 +69,7 @@ impl IntoResponse for Refusal {
         let mut response = (status, text("application/json", self.json())).into_response();
         match self {
             Refusal::Busy(_) => drop(response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"))),
-            Refusal::Unknown(_) => drop(response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            Refusal::Token(_) => drop(response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             _ => {}
         }
         response
@@ -87,6 +87,19 @@ impl FromRequestParts<Arc<Service>> for Allowed {
     }
 }
 
+/// A path that names the model, if it names one.
+struct Known;
+
+impl FromRequestParts<Arc<Service>> for Known {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, Refusal> {
+        let path = Path::<Vec<(String, String)>>::from_request_parts(parts, service).await;
+        let Path(path) = path.map_err(|e| Refusal::Bad(e.body_text()))?;
+        service.knows(&path).map(|()| Self)
+    }
+}
+
 impl Service {
     fn allows(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let given = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
@@ -95,7 +108,7 @@ impl Service {
             return Ok(());
         }
         let sent = if given.is_some() { "another one was sent" } else { "none was sent" };
-        Err(Refusal::Unknown(format!("a token is required (Authorization: Bearer), {sent}")))
+        Err(Refusal::Token(format!("a token is required (Authorization: Bearer), {sent}")))
     }
 
     /// That a path names the model.
@@ -136,28 +149,22 @@ async fn readyz(State(service): Shared) -> Response {
     }
 }
 
-async fn model_ready(State(service): Shared, Path(path): Path<Vec<(String, String)>>) -> Response {
-    if let Err(e) = service.knows(&path) {
-        return e.into_response();
-    }
+async fn model_ready(_: Known, State(service): Shared) -> Response {
     let ready = service.ready();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, reply(&json!({ "name": service.interface.name, "ready": ready }))).into_response()
 }
 
-async fn metadata(_: Allowed, State(service): Shared, Path(path): Path<Vec<(String, String)>>) -> Result<Response, Refusal> {
-    service.knows(&path)?;
-    Ok(reply(&service.interface.metadata()))
+async fn metadata(_: Allowed, _: Known, State(service): Shared) -> Response {
+    reply(&service.interface.metadata())
 }
 
-async fn config(_: Allowed, State(service): Shared, Path(path): Path<Vec<(String, String)>>) -> Result<Response, Refusal> {
-    service.knows(&path)?;
-    Ok(reply(&service.interface.config(service.batcher.batch())))
+async fn config(_: Allowed, _: Known, State(service): Shared) -> Response {
+    reply(&service.interface.config(service.batcher.batch()))
 }
 
-async fn stats(_: Allowed, State(service): Shared, Path(path): Path<Vec<(String, String)>>) -> Result<Response, Refusal> {
-    service.knows(&path)?;
-    Ok(reply(&service.statistics()))
+async fn stats(_: Allowed, _: Known, State(service): Shared) -> Response {
+    reply(&service.statistics())
 }
 
 async fn all_stats(_: Allowed, State(service): Shared) -> Response {
@@ -191,9 +198,16 @@ async fn live(_: Allowed, State(service): Shared) -> Response {
     reply(&live)
 }
 
-async fn infer(State(service): Shared, Path(path): Path<Vec<(String, String)>>, headers: HeaderMap, body: Body) -> Response {
+async fn infer(
+    allowed: Result<Allowed, Refusal>,
+    known: Result<Known, Refusal>,
+    State(service): Shared,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     let start = Instant::now();
-    let response = answer(&service, &path, &headers, body).await.unwrap_or_else(IntoResponse::into_response);
+    let may = allowed.and(known);
+    let response = answer(&service, may, &headers, body).await.unwrap_or_else(IntoResponse::into_response);
     service.counts.answered(response.status().as_u16(), start.elapsed());
     response
 }
@@ -202,10 +216,9 @@ fn header_text(headers: &HeaderMap, name: impl header::AsHeaderName) -> &str {
     headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
 }
 
-async fn answer(service: &Arc<Service>, path: &[(String, String)], headers: &HeaderMap, body: Body) -> Result<Response, Refusal> {
+async fn answer(service: &Arc<Service>, may: Result<Known, Refusal>, headers: &HeaderMap, body: Body) -> Result<Response, Refusal> {
     let head = || -> Result<_, Refusal> {
-        service.allows(headers)?;
-        service.knows(path)?;
+        may?;
         if service.ended() {
             return Err(Refusal::Busy("the server is ending".into()));
         }

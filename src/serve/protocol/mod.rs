@@ -24,7 +24,7 @@ pub enum Refusal {
     Bad(String),
     /// The secret is missing or another.
     #[error("{0}")]
-    Unknown(String),
+    Token(String),
     /// There is no such thing.
     #[error("{0}")]
     Absent(String),
@@ -53,7 +53,7 @@ impl Refusal {
     pub fn status(&self) -> u16 {
         match self {
             Self::Bad(_) => 400,
-            Self::Unknown(_) => 401,
+            Self::Token(_) => 401,
             Self::Absent(_) => 404,
             Self::Method(_) => 405,
             Self::Late(_) => 408,
