@@ -54,13 +54,13 @@ def spread(values):
     return f"{min(values):.2f} / {statistics.median(values):.2f} / {max(values):.2f}"
 
 
-def write(lines):
+def write(lines, begin=BEGIN, end=END):
     """Puts lines between the markers of the page beside this file."""
     page = os.path.join(os.path.dirname(os.path.abspath(__file__)), "README.md")
     with open(page, encoding="utf-8") as file:
-        before, rest = file.read().split(BEGIN)
+        before, rest = file.read().split(begin)
     with open(page, "w", encoding="utf-8") as file:
-        file.write(before + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1])
+        file.write(before + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end)[1])
 
 
 def main():

@@ -10,6 +10,7 @@ use graphtool::formats::onnx::{external::ExternalFiles, read, value, write};
 use graphtool::formats::paddle;
 use graphtool::ir;
 use graphtool::plan::{Absent, Manifest, Piece, Sharding, TableEntry};
+use graphtool::serve::protocol::{self, Interface, Port, Request, Wanted};
 use graphtool::store::{self, TableRows};
 use graphtool::tensor::{DType, Value};
 use std::path::{Path, PathBuf};
@@ -179,4 +180,47 @@ pub fn multislot(bytes: &[u8]) {
 pub fn npz(bytes: &[u8]) {
     let inputs = [InputSpec::tensor("x", DType::F32, None), InputSpec::tensor("ids", DType::I64, None)];
     samples(&file("data.npz", bytes), &inputs, &options(&[]));
+}
+
+/// A request over HTTP: JSON in one line, and binary data behind it.
+pub fn request(bytes: &[u8]) {
+    let port = |(name, dtype): (&str, DType)| Port { name: name.into(), ty: Some(ir::Type::unranked(dtype)), optional: true };
+    let kinds = [
+        ("a", DType::I64),
+        ("b", DType::F32),
+        ("c", DType::String),
+        ("d", DType::Bool),
+        ("e", DType::F16),
+        ("f", DType::U8),
+        ("g", DType::F64),
+    ];
+    let ports: Vec<Port> = kinds.into_iter().map(port).collect();
+    let interface = Interface { name: "m".into(), version: "1".into(), inputs: ports.clone(), outputs: ports };
+    let end = bytes.iter().position(|b| *b == b'\n').unwrap_or(bytes.len());
+    let binary = bytes.get(end + 1..).unwrap_or_default().to_vec();
+    let Ok(request) = protocol::parse(&interface, &bytes[..end], binary.into()) else { return };
+    // What was taken is printed, in either form, and read again.
+    let tensor = |name: &str| request.inputs.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+    let outputs: Vec<_> = interface
+        .outputs
+        .iter()
+        .map(|p| (p.name.clone(), tensor(&p.name).unwrap_or_else(|| graphtool::tensor::Tensor::default().into())))
+        .collect();
+    for binary in [false, true] {
+        let places = interface.outputs.iter().enumerate().filter(|(_, p)| tensor(&p.name).is_some());
+        let wanted: Vec<Wanted> = places.map(|(output, _)| Wanted { output, binary }).collect();
+        let asks = Request { id: request.id.clone(), inputs: Vec::new(), outputs: wanted };
+        let answer = protocol::print(&interface, &asks, &outputs).expect("what was read is printed");
+        let (head, tail) = answer.body.split_at(answer.json.unwrap_or(answer.body.len()));
+        let head = std::str::from_utf8(head).expect("text").replacen("\"outputs\":[", "\"inputs\":[", 1);
+        if head.contains("NaN") || head.contains("Infinity") {
+            // Strings may say so, and JSON has no numbers for it.
+            continue;
+        }
+        let again = protocol::parse(&interface, head.as_bytes(), tail.to_vec().into()).expect("what was printed is read");
+        assert_eq!(again.id, request.id);
+        for (name, value) in &again.inputs {
+            assert_eq!(Some(value), tensor(name).as_ref(), "{name}");
+        }
+    }
 }

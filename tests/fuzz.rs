@@ -281,3 +281,13 @@ fn archives() {
     all.extend(files(".npy").into_iter().take(4));
     throw(harness::npz, &all, 3000);
 }
+
+#[test]
+fn requests_over_http() {
+    let json = br#"{"id":"7","inputs":[{"name":"a","datatype":"INT64","shape":[2,2],"data":[[1,-2],[9007199254740993,4]]},{"name":"b","datatype":"FP32","shape":[3],"data":[0.1,-0.0,1e-40]},{"name":"c","datatype":"BYTES","shape":[1,2],"data":["x\u20ac\n",""]},{"name":"e","datatype":"FP16","shape":[],"data":[0.5]}],"outputs":[{"name":"a"}]}"#;
+    let flat = br#"{"inputs":[{"name":"d","datatype":"BOOL","shape":[2],"data":[true,0]},{"name":"f","datatype":"UINT8","shape":[0,3],"data":[]},{"name":"g","datatype":"FP64","shape":[1,1,2],"data":[1.5,2]}]}"#;
+    let head = br#"{"inputs":[{"name":"c","datatype":"BYTES","shape":[2],"parameters":{"binary_data_size":11}},{"name":"a","datatype":"INT64","shape":[1],"parameters":{"binary_data_size":8}},{"name":"d","datatype":"BOOL","shape":[1],"parameters":{"binary_data_size":1}}],"parameters":{"binary_data_output":true}}"#;
+    let binary = [&head[..], b"\n\x01\0\0\0x\x02\0\0\0yz", &(1u64 << 53 | 1).to_le_bytes(), b"\x01"].concat();
+    let nested = format!("{{\"inputs\":[{{\"name\":\"a\",\"datatype\":\"INT64\",\"shape\":[1],\"data\":{}", "[".repeat(5000));
+    throw(harness::request, &[json.to_vec(), flat.to_vec(), binary, nested.into_bytes()], 20_000);
+}

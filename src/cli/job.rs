@@ -159,7 +159,7 @@ pub(super) fn seconds(text: &str) -> Result<f64, String> {
     text.parse::<f64>().ok().filter(|s| *s > 0.0 && *s < 1e9).ok_or_else(|| format!("\"{text}\" is no number of seconds above 0"))
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(super) fn positive(text: &str) -> Result<usize, String> {
     text.parse::<usize>().ok().filter(|n| *n > 0).ok_or_else(|| format!("\"{text}\" is no number above 0"))
 }
 
@@ -171,6 +171,12 @@ pub(super) fn token(file: &Path) -> anyhow::Result<String> {
 }
 
 impl JobArgs {
+    /// What the flags are where none is given.
+    pub(super) fn unset() -> anyhow::Result<Self> {
+        let none = <Self as clap::Args>::augment_args(clap::Command::new("none")).try_get_matches_from(["none"])?;
+        Ok(<Self as clap::FromArgMatches>::from_arg_matches(&none)?)
+    }
+
     pub(super) fn token(&self) -> anyhow::Result<Option<String>> {
         self.token_file.as_deref().map(token).transpose()
     }

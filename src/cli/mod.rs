@@ -29,6 +29,7 @@ mod reshard;
 mod rewrite;
 mod run;
 mod save;
+mod serve;
 mod size;
 mod stores;
 mod view;
@@ -75,6 +76,7 @@ enum Command {
     Reshard(reshard::Args),
     Rewrite(rewrite::Args),
     Run(run::Args),
+    Serve(serve::Args),
     View(view::Args),
 }
 
@@ -170,6 +172,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Reshard(a) => reshard::run(a),
         Command::Rewrite(a) => rewrite::run(a),
         Command::Run(a) => run::run(a),
+        Command::Serve(a) => serve::run(a),
         Command::View(a) => view::run(a),
     }
 }

@@ -49,12 +49,12 @@ fn serve(
 }
 
 /// The time now, in seconds.
-fn now() -> f64 {
+pub(super) fn now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64())
 }
 
 /// The start of each text: what the process is.
-fn about(role: &str, index: usize, plan_id: &str, start: f64) -> Exposition {
+pub(super) fn about(role: &str, index: usize, plan_id: &str, start: f64) -> Exposition {
     let mut text = Exposition::default();
     text.info("graphtool_info", "What this process is.", &[("role", role), ("index", &index.to_string()), ("plan_id", plan_id)]);
     text.gauge("graphtool_process_start_time_seconds", "When this process began, since 1970.", start);
@@ -65,6 +65,32 @@ const ABSENT: (&str, &str) = ("graphtool_absent_ids_total", "Ids that a keyed ta
 
 fn durations(text: &mut Exposition, help: &str, d: &Durations) {
     text.histogram("graphtool_lookup_duration_seconds", help, &BOUNDS, &d.cumulative(), d.seconds());
+}
+
+/// What became of the ids of a process.
+pub(super) fn of_ids(text: &mut Exposition, role: &str, ids: &Ids, took: &Durations) {
+    if let Some(store) = &ids.store {
+        let s = store.stats();
+        let mut counter = |name: &str, help: &str, value| text.counter(&format!("graphtool_{role}_{name}_total"), help, value);
+        counter("lookups", "Lookups of the graph.", s.lookups);
+        counter("ids", "Ids that were looked up.", s.ids);
+        counter("requests", "Round trips to pservers.", s.requests);
+        counter("received_bytes", "Bytes of rows that came from pservers.", s.bytes);
+        counter("retries", "Calls that were repeated after a connection was lost.", s.retries);
+        text.counter(ABSENT.0, ABSENT.1, s.absent);
+        durations(text, "Time of lookups that were answered.", took);
+    }
+    if let Some(cache) = &ids.cache {
+        let s = cache.stats();
+        text.counter("graphtool_cache_hits_total", "Ids whose row the cache had.", s.cache_hits);
+        text.counter("graphtool_cache_misses_total", "Ids whose row the cache did not have.", s.cache_misses);
+        text.gauge("graphtool_cache_bytes", "Bytes that the cache takes.", cache.bytes());
+        text.gauge("graphtool_cache_capacity_bytes", "Bytes that the cache may take.", cache.capacity());
+    }
+    if let Some(fallback) = &ids.fallback {
+        let help = "Ids that got default rows because a server was unavailable.";
+        text.counter("graphtool_unavailable_ids_total", help, fallback.defaulted());
+    }
 }
 
 /// Shows a pserver.
@@ -109,27 +135,7 @@ pub(super) fn worker(
             text.counter("graphtool_worker_samples_total", "Samples that are done, those of an earlier run of the job included.", samples);
             text.counter("graphtool_worker_batches_total", "Batches that are done, likewise.", samples.div_ceil(batch.max(1) as u64));
             let Some(ids) = watch.ids.get() else { return text.finish() };
-            if let Some(store) = &ids.store {
-                let s = store.stats();
-                text.counter("graphtool_worker_lookups_total", "Lookups of the graph.", s.lookups);
-                text.counter("graphtool_worker_ids_total", "Ids that were looked up.", s.ids);
-                text.counter("graphtool_worker_requests_total", "Round trips to pservers.", s.requests);
-                text.counter("graphtool_worker_received_bytes_total", "Bytes of rows that came from pservers.", s.bytes);
-                text.counter("graphtool_worker_retries_total", "Calls that were repeated after a connection was lost.", s.retries);
-                text.counter(ABSENT.0, ABSENT.1, s.absent);
-                durations(&mut text, "Time of lookups that were answered.", &watch.durations);
-            }
-            if let Some(cache) = &ids.cache {
-                let s = cache.stats();
-                text.counter("graphtool_cache_hits_total", "Ids whose row the cache had.", s.cache_hits);
-                text.counter("graphtool_cache_misses_total", "Ids whose row the cache did not have.", s.cache_misses);
-                text.gauge("graphtool_cache_bytes", "Bytes that the cache takes.", cache.bytes());
-                text.gauge("graphtool_cache_capacity_bytes", "Bytes that the cache may take.", cache.capacity());
-            }
-            if let Some(fallback) = &ids.fallback {
-                let help = "Ids that got default rows because a server was unavailable.";
-                text.counter("graphtool_unavailable_ids_total", help, fallback.defaulted());
-            }
+            of_ids(&mut text, "worker", ids, &watch.durations);
             text.finish()
         },
     )

@@ -180,12 +180,7 @@ fn local(args: &Args) -> anyhow::Result<()> {
         job(args, &session, None, None, (&ids, None))??;
         return write_trace(args, trace.as_deref(), "run", 0);
     }
-    if args.job.store.is_some() {
-        return Err(usage("--store is for the tables of a deployment directory; this is a model file"));
-    }
-    if args.job.cache.is_some() {
-        return Err(usage("--cache is for the tables of a deployment directory; this is a model file"));
-    }
+    stores::no_tables(&args.job, &[])?;
     let session = Session::new(&formats::load(&args.model)?, Options { threads, trace: trace.clone(), ..Options::default() })?;
     job(args, &session, None, None, (&Ids::default(), None))??;
     write_trace(args, trace.as_deref(), "run", 0)

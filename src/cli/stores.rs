@@ -31,6 +31,18 @@ pub(super) fn chain(job: &JobArgs, servers: &[String]) -> anyhow::Result<Chain> 
     Ok(chain)
 }
 
+/// That nothing is said of tables, for a model that has its own.
+///
+/// # Errors
+/// Names the flag.
+pub(super) fn no_tables(job: &JobArgs, servers: &[String]) -> anyhow::Result<()> {
+    let given = [("--servers", !servers.is_empty()), ("--store", job.store.is_some()), ("--cache", job.cache.is_some())];
+    match given.into_iter().find(|g| g.1) {
+        Some((flag, _)) => Err(usage(format!("{flag} is for the tables of a deployment directory; this is a model file"))),
+        None => Ok(()),
+    }
+}
+
 /// Opens the store over the tables of the deployment in `dir` that [`chain`] says: without any flag, its shards in this process.
 /// Lookups that were answered are measured in `durations`, where they are wanted.
 pub(super) fn open(

@@ -21,7 +21,10 @@ pub(super) trait Columns: Send + Sync {
 }
 
 /// The rows of a tensor, on their alignment; a view where they are.
-pub(super) fn rows(t: &Tensor, range: Range<usize>) -> Result<Tensor, TensorError> {
+///
+/// # Errors
+/// Rows that are not there, a scalar, and elements that fill no whole bytes.
+pub fn rows(t: &Tensor, range: Range<usize>) -> Result<Tensor, TensorError> {
     let count = t.shape().first().copied().unwrap_or(0);
     if range.start > range.end || range.end > count {
         return Err(TensorError::Shape(format!("samples {range:?} of {count}")));

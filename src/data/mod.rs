@@ -17,6 +17,7 @@ pub mod parquet;
 mod ragged;
 
 pub use bind::Bind;
+pub use bound::rows;
 pub use error::DataError;
 pub use glob::expand;
 pub use many::open_all;

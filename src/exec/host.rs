@@ -5,7 +5,7 @@ use crate::comm::{Comm, ReduceOp};
 use crate::ir::{Attrs, OpName};
 use crate::ops::OpError;
 use crate::ops::remote::{LookupSpec, PoolMode, TableSpec, row_of};
-use crate::store::{Query, Store, Tally};
+use crate::store::{Query, Store, StoreError, Tally};
 use crate::tensor::{DType, Shape, Tensor, Value};
 use crate::{dispatch, dispatch_float, invalid, unsupported};
 use futures::FutureExt;
@@ -63,7 +63,38 @@ pub(super) struct Host {
     tables: HashMap<String, usize>,
 }
 
-type Job = BoxFuture<'static, Result<Vec<Value>, String>>;
+/// Why a host step failed.
+#[derive(Debug)]
+pub(super) enum HostError {
+    /// Its operands, or another rank.
+    Step(String),
+    /// The store, whatever the ids; and whether the same may succeed later.
+    Rows { detail: String, later: bool },
+}
+
+impl From<String> for HostError {
+    fn from(text: String) -> Self {
+        Self::Step(text)
+    }
+}
+
+impl From<&str> for HostError {
+    fn from(text: &str) -> Self {
+        Self::Step(text.into())
+    }
+}
+
+/// What a store says, by whose fault it is.
+fn rows_error(e: StoreError) -> HostError {
+    let detail = e.to_string();
+    match e {
+        StoreError::Invalid { .. } | StoreError::Absent { .. } => HostError::Step(detail),
+        StoreError::Unavailable { .. } | StoreError::Timeout { .. } | StoreError::Refused { .. } => HostError::Rows { detail, later: true },
+        StoreError::Corrupt(_) => HostError::Rows { detail, later: false },
+    }
+}
+
+type Job = BoxFuture<'static, Result<Vec<Value>, HostError>>;
 
 impl Host {
     pub(super) fn new(store: Option<Arc<dyn Store>>, comm: Option<Arc<dyn Comm>>, runtime: Option<tokio::runtime::Handle>) -> Self {
@@ -140,18 +171,18 @@ impl Host {
                 let name = collective.name();
                 let x = x.ok_or("the operand must be a tensor")?;
                 let job: Job = match *collective {
-                    HostStep::AllReduce(op) => async move { comm.all_reduce(name, x, op).await.map(one).map_err(text) }.boxed(),
-                    HostStep::ReduceScatter(op) => async move { comm.reduce_scatter(name, x, op).await.map(one).map_err(text) }.boxed(),
-                    HostStep::AllGather(axis) => async move { comm.all_gather(name, x, axis).await.map(one).map_err(text) }.boxed(),
-                    HostStep::Broadcast(root) => async move { comm.broadcast(name, x, root).await.map(one).map_err(text) }.boxed(),
-                    _ => async move { comm.barrier(name).await.map(|()| one(x)).map_err(text) }.boxed(),
+                    HostStep::AllReduce(op) => async move { comm.all_reduce(name, x, op).await.map(one).map_err(fault) }.boxed(),
+                    HostStep::ReduceScatter(op) => async move { comm.reduce_scatter(name, x, op).await.map(one).map_err(fault) }.boxed(),
+                    HostStep::AllGather(axis) => async move { comm.all_gather(name, x, axis).await.map(one).map_err(fault) }.boxed(),
+                    HostStep::Broadcast(root) => async move { comm.broadcast(name, x, root).await.map(one).map_err(fault) }.boxed(),
+                    _ => async move { comm.barrier(name).await.map(|()| one(x)).map_err(fault) }.boxed(),
                 };
                 Ok(job)
             }
         }
     }
 
-    fn lookup(&self, spec: &LookupSpec, ids: Vec<Tensor>) -> Result<BoxFuture<'static, Result<Vec<Tensor>, String>>, String> {
+    fn lookup(&self, spec: &LookupSpec, ids: Vec<Tensor>) -> Result<BoxFuture<'static, Result<Vec<Tensor>, HostError>>, String> {
         let store = self.store.clone().ok_or("no store")?;
         let mut queries = Vec::with_capacity(ids.len());
         let mut shapes = Vec::with_capacity(ids.len());
@@ -165,9 +196,10 @@ impl Host {
             kept.push((places, ids.len()));
         }
         let job = async move {
-            let rows = store.lookup(queries).await.map_err(text)?;
+            let rows = store.lookup(queries).await.map_err(rows_error)?;
             let whole = rows.into_iter().zip(shapes).zip(kept);
-            whole.map(|((rows, shape), (places, len))| spread(rows, places, len).and_then(|t| t.reshape(shape).map_err(text))).collect()
+            let whole = whole.map(|((rows, shape), (places, len))| spread(rows, places, len).and_then(|t| t.reshape(shape).map_err(text)));
+            Ok(whole.collect::<Result<_, String>>()?)
         };
         Ok(job.boxed())
     }
@@ -179,6 +211,10 @@ fn one(t: Tensor) -> Vec<Value> {
 
 fn text(e: impl ToString) -> String {
     e.to_string()
+}
+
+fn fault(e: impl ToString) -> HostError {
+    HostError::Step(e.to_string())
 }
 
 impl HostStep {

@@ -30,6 +30,18 @@ pub enum ExecError {
         /// What is wrong.
         detail: String,
     },
+    /// Rows that could not be had, whatever the ids are.
+    #[error("node \"{node}\" ({op}): {detail}")]
+    Rows {
+        /// The name of the node that asked for them, or its first output's.
+        node: String,
+        /// Its op.
+        op: String,
+        /// What the store says.
+        detail: String,
+        /// Whether a server is not there or late, so that the same may succeed later; else what it holds is at fault.
+        later: bool,
+    },
     /// The model as a whole.
     #[error("{0}")]
     Model(String),

@@ -4,7 +4,7 @@
 
 use super::ExecError;
 use super::control;
-use super::host::Host;
+use super::host::{Host, HostError};
 use super::plan::{Action, Body, Plan, Source, Step};
 use super::profile::Profile;
 use super::trace::{Event, Row, Trace, describe};
@@ -20,7 +20,7 @@ use std::time::Instant;
 const MAX_ITERATIONS: u64 = 1 << 26;
 
 /// What a host step will give, and when it was there.
-pub(super) type Pending = Receiver<(Result<Vec<Value>, String>, Instant)>;
+pub(super) type Pending = Receiver<(Result<Vec<Value>, HostError>, Instant)>;
 
 /// What the steps of one run share.
 pub(super) struct Run<'a> {
@@ -69,7 +69,10 @@ impl Waited {
     fn end(self, plan: &Plan, r: &Run) -> Result<Vec<Value>, ExecError> {
         let (step, asked) = (&plan.steps[self.step], Instant::now());
         let (done, end) = self.pending.recv().unwrap_or_else(|_| (Err("it was given up".into()), asked));
-        let values = done.map_err(|e| at(step, e))?;
+        let values = done.map_err(|e| match e {
+            HostError::Step(detail) => at(step, detail),
+            HostError::Rows { detail, later } => ExecError::Rows { node: step.label.clone(), op: step.op.to_string(), detail, later },
+        })?;
         r.note(step, Row::Host(step.label.clone()), (self.start, end), self.inputs, &values);
         r.note(step, Row::Waits, (asked, Instant::now()), Vec::new(), &[]);
         Ok(values)

@@ -24,6 +24,14 @@ impl Exposition {
         let _ = writeln!(self.0, "{name} {value}");
     }
 
+    /// Numbers that only grow, of which each has a label of its own.
+    pub fn counters(&mut self, name: &str, help: &str, label: &str, values: &[(String, u64)]) {
+        self.head(name, "counter", help);
+        for (of, value) in values {
+            let _ = writeln!(self.0, "{name}{{{label}=\"{}\"}} {value}", escape(of));
+        }
+    }
+
     /// A number that goes up and down.
     pub fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
         self.head(name, "gauge", help);
@@ -33,7 +41,6 @@ impl Exposition {
     /// A gauge that is 1 and says what this is in its labels.
     pub fn info(&mut self, name: &str, help: &str, labels: &[(&str, &str)]) {
         self.head(name, "gauge", help);
-        let escape = |v: &str| v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         let labels: Vec<String> = labels.iter().map(|(k, v)| format!("{k}=\"{}\"", escape(v))).collect();
         let _ = writeln!(self.0, "{name}{{{}}} 1", labels.join(","));
     }
@@ -49,6 +56,11 @@ impl Exposition {
     }
 }
 
+/// The value of a label.
+fn escape(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,9 +70,11 @@ mod tests {
         let mut text = Exposition::default();
         text.info("a_info", "one\\two\nthree", &[("x", "q\"\\\n"), ("y", "")]);
         text.counter("b_total", "B.", 3);
+        text.counters("d_total", "D.", "code", &[("a\"".into(), 1), ("b".into(), 2)]);
         text.histogram("c", "C.", &[0.5], &[2, 5], 7.25);
         let expected = "# HELP a_info one\\\\two\\nthree\n# TYPE a_info gauge\na_info{x=\"q\\\"\\\\\\n\",y=\"\"} 1\n\
                         # HELP b_total B.\n# TYPE b_total counter\nb_total 3\n\
+                        # HELP d_total D.\n# TYPE d_total counter\nd_total{code=\"a\\\"\"} 1\nd_total{code=\"b\"} 2\n\
                         # HELP c C.\n# TYPE c histogram\nc_bucket{le=\"0.5\"} 2\nc_bucket{le=\"+Inf\"} 5\nc_sum 7.25\nc_count 5\n";
         assert_eq!(text.finish(), expected);
     }

@@ -1,22 +1,20 @@
-//! A small HTTP/1.1 server for those who watch a process: `/metrics`, `/healthz`, `/readyz`. It reads a bounded head within a
-//! bounded time, answers and closes; whatever goes wrong with one connection is that connection's end alone.
+//! What those who watch a process see over HTTP: `/metrics`, `/healthz`, `/readyz`.
 
+use crate::http::{self, Limits, Router};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 
-/// The longest head of a request, in bytes.
-const MAX_HEAD: usize = 8 << 10;
-/// Time of one connection, from its first byte to its last.
+/// Time for a head to come, and for some of an answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections at once; more are closed.
 const CONNECTIONS: usize = 16;
-/// What is read of a request after its answer, so that closing does not take the answer back.
-const MAX_REST: usize = 64 << 10;
+/// Bytes of a head that are taken at least.
+const MAX_HEAD: usize = 8 << 10;
 
 /// What there is to see.
 pub struct Monitor {
@@ -31,97 +29,38 @@ pub struct Monitor {
 /// # Errors
 /// Errors of the system before the first connection.
 pub fn monitor(listener: TcpListener, monitor: Monitor) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listener = {
         let _inside = runtime.enter();
-        tokio::net::TcpListener::from_std(listener)?
+        http::listener(listener)?
     };
-    std::thread::Builder::new().name("monitor".into()).spawn(move || runtime.block_on(accept(listener, Arc::new(monitor))))?;
+    let limits = Limits { connections: CONNECTIONS, head: MAX_HEAD, idle: PATIENCE, stall: PATIENCE, ending: PATIENCE, keep_alive: false };
+    let serve = http::serve(listener, routes(Arc::new(monitor)), limits, std::future::pending());
+    std::thread::Builder::new().name("monitor".into()).spawn(move || runtime.block_on(serve))?;
     Ok(())
 }
 
-async fn accept(listener: tokio::net::TcpListener, monitor: Arc<Monitor>) {
-    let free = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let Ok(place) = free.clone().try_acquire_owned() else { continue };
-                let monitor = monitor.clone();
-                tokio::spawn(async move {
-                    if !matches!(tokio::time::timeout(PATIENCE, converse(stream, &monitor)).await, Ok(Ok(()))) {
-                        tracing::debug!("a connection of the monitor did not end well");
-                    }
-                    drop(place);
-                });
-            }
-            Err(e) => {
-                tracing::warn!("cannot accept a connection: {e}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-async fn converse(mut stream: TcpStream, monitor: &Monitor) -> io::Result<()> {
-    let mut head = Vec::new();
-    let whole = loop {
-        if head.windows(4).any(|w| w == b"\r\n\r\n") {
-            break true;
-        }
-        if head.len() > MAX_HEAD {
-            break false;
-        }
-        let mut block = [0; 1024];
-        match stream.read(&mut block).await? {
-            0 if head.is_empty() => return Ok(()),
-            0 => break true,
-            n => head.extend_from_slice(&block[..n]),
-        }
+fn routes(monitor: Arc<Monitor>) -> Router {
+    let watched = monitor.clone();
+    let metrics = async move || text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (watched.metrics)());
+    let readyz = async move || match (monitor.ready)() {
+        true => plain(StatusCode::OK, "ready\n"),
+        false => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
     };
-    let answer =
-        if whole { answer(&head, monitor) } else { text("431 Request Header Fields Too Large", "", "the head is too long\n", true) };
-    stream.write_all(answer.as_bytes()).await?;
-    stream.shutdown().await?;
-    let mut rest = [0; 1024];
-    let mut left = MAX_REST;
-    while left > 0 {
-        match stream.read(&mut rest).await? {
-            0 => break,
-            n => left = left.saturating_sub(n),
-        }
-    }
-    Ok(())
+    Router::new()
+        .route("/healthz", get(async || plain(StatusCode::OK, "ok\n")))
+        .route("/metrics", get(metrics))
+        .route("/readyz", get(readyz))
+        .fallback(async || plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n"))
+        .method_not_allowed_fallback(async || plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered\n"))
 }
 
-/// The whole answer to the request of this head.
-fn answer(head: &[u8], monitor: &Monitor) -> String {
-    let line = std::str::from_utf8(head).ok().and_then(|t| t.split("\r\n").next()).unwrap_or_default();
-    let words: Vec<&str> = line.split(' ').collect();
-    let [method, target, "HTTP/1.1" | "HTTP/1.0"] = words[..] else {
-        return text("400 Bad Request", "", "this is not HTTP/1.1\n", true);
-    };
-    let body = method != "HEAD";
-    if method != "GET" && body {
-        return text("405 Method Not Allowed", "Allow: GET, HEAD\r\n", "only GET and HEAD are answered\n", true);
-    }
-    match target.split('?').next().unwrap_or_default() {
-        "/metrics" => response("200 OK", "", "text/plain; version=0.0.4; charset=utf-8", &(monitor.metrics)(), body),
-        "/healthz" => text("200 OK", "", "ok\n", body),
-        "/readyz" if (monitor.ready)() => text("200 OK", "", "ready\n", body),
-        "/readyz" => text("503 Service Unavailable", "", "not ready\n", body),
-        _ => text("404 Not Found", "", "there are /metrics, /healthz and /readyz\n", body),
-    }
+fn plain(status: StatusCode, content: &str) -> Response {
+    text(status, "text/plain; charset=utf-8", content.to_owned())
 }
 
-fn text(status: &str, headers: &str, content: &str, body: bool) -> String {
-    response(status, headers, "text/plain; charset=utf-8", content, body)
-}
-
-fn response(status: &str, headers: &str, kind: &str, content: &str, body: bool) -> String {
-    let head =
-        format!("HTTP/1.1 {status}\r\n{headers}Content-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", content.len());
-    if body { head + content } else { head }
+fn text(status: StatusCode, kind: &'static str, content: String) -> Response {
+    (status, [(header::CONTENT_TYPE, kind)], content).into_response()
 }
 
 #[cfg(test)]
@@ -146,7 +85,7 @@ mod tests {
         let mut all = String::new();
         stream.read_to_string(&mut all).unwrap();
         let (head, body) = all.split_once("\r\n\r\n").unwrap();
-        let length: usize = head.lines().find_map(|l| l.strip_prefix("Content-Length: ")).unwrap().parse().unwrap();
+        let length: usize = head.lines().find_map(|l| l.strip_prefix("content-length: ")).unwrap().parse().unwrap();
         assert!(body.len() == length || request.starts_with(b"HEAD"), "{all}");
         (head.lines().next().unwrap().to_owned(), body.to_owned())
     }
@@ -163,11 +102,9 @@ mod tests {
         ready.store(true, SeqCst);
         assert_eq!(get("/readyz").0, "HTTP/1.1 200 OK");
         assert_eq!(get("/").0, "HTTP/1.1 404 Not Found");
-        assert_eq!(ask(address, b"HEAD /metrics HTTP/1.0\r\n\r\n"), ("HTTP/1.1 200 OK".into(), String::new()));
+        assert_eq!(ask(address, b"HEAD /metrics HTTP/1.0\r\n\r\n"), ("HTTP/1.0 200 OK".into(), String::new()));
         assert_eq!(ask(address, b"POST /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc").0, "HTTP/1.1 405 Method Not Allowed");
-        for bad in
-            [&b"\r\n\r\n"[..], b"GET /metrics\r\n\r\n", b"GET  /metrics HTTP/1.1\r\n\r\n", b"\xff\xfe\r\n\r\n", b"GET / HTTP/9\r\n\r\n"]
-        {
+        for bad in [&b"GET /metrics\r\n\r\n"[..], b"GET  /metrics HTTP/1.1\r\n\r\n", b"\xff\xfe\r\n\r\n", b"GET / HTTP/9\r\n\r\n"] {
             assert_eq!(ask(address, bad).0, "HTTP/1.1 400 Bad Request", "{bad:?}");
         }
         let long = [&b"GET /metrics HTTP/1.1\r\nX: "[..], &vec![b'x'; 20 << 10], b"\r\n\r\n"].concat();

@@ -14,7 +14,7 @@ mod tls;
 
 pub(crate) use fields::{Fields, put_str};
 pub(crate) use framed::{Body, Chunks, Codec, Framed, PREFIX, invalid, read_all};
-pub(crate) use hello::{Hello, Identity, Role};
+pub(crate) use hello::{Hello, Identity, Role, token_fits};
 pub(crate) use pool::Pooled;
 pub use tls::Tls;
 pub(crate) use tls::{Stream, Unreached, refusal};
