@@ -106,12 +106,12 @@ macro_rules! tile {
         #[target_feature(enable = $features)]
         unsafe fn $name<const R: usize, const V: usize>(t: &Tile) {
             use std::arch::x86_64::*;
-            const PER: usize = WIDTH / $lanes;
             // SAFETY: the caller's promise; vectors `v` of a tile lie within its columns.
             unsafe {
                 let mut sums = [[$zero(); V]; R];
                 for p in 0..t.k {
-                    let b: [_; V] = std::array::from_fn(|v| $load(t.b.add(v / PER * t.panel + p * t.row + v % PER * $lanes)));
+                    let at = |v: usize| v * $lanes / WIDTH * t.panel + p * t.row + v * $lanes % WIDTH;
+                    let b: [_; V] = std::array::from_fn(|v| $load(t.b.add(at(v))));
                     for (r, sums) in sums.iter_mut().enumerate() {
                         let a = $broadcast(*t.a.add(r * t.lda + p));
                         for v in 0..V {
@@ -281,7 +281,6 @@ unsafe fn full_tile(rows: usize, height: usize, side_by_side: usize, t: &Tile) -
         match (height, side_by_side) {
             (1, 4..) => (tile_avx2::<1, 8>(t), 4).1,
             (2, 2..) => (tile_avx2::<2, 4>(t), 2).1,
-            (3, 2..) => (tile_avx2::<3, 4>(t), 2).1,
             _ => (by_rows!(tile_avx2, 2, rows, t, 1 2 3 4 5 | 6), 1).1,
         }
     }
