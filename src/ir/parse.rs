@@ -9,6 +9,7 @@ use super::print::is_bare_name;
 use super::types::{Dim, Type};
 use crate::tensor::{DType, Shape, Tensor, cast};
 use bytes::Bytes;
+use std::collections::HashMap;
 
 /// What is wrong with a text, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -441,6 +442,7 @@ impl Parser<'_> {
         parts.params = params;
         self.expect("->")?;
         parts.outputs = self.list("(", ")", Self::typed)?;
+        let stated: HashMap<String, Type> = parts.outputs.iter().filter_map(|o| Some((o.name.clone(), o.ty.clone()?))).collect();
         self.expect("{")?;
         while !self.mark("}") {
             if self.word("param") {
@@ -459,6 +461,7 @@ impl Parser<'_> {
                 parts.params.push((name, kind));
             } else {
                 let (node, types) = self.node()?;
+                types.iter().try_for_each(|made| self.agree(stated.get(&made.name), made))?;
                 parts.nodes.push(node);
                 parts.value_info.extend(types);
             }
@@ -466,6 +469,17 @@ impl Parser<'_> {
         self.depth -= 1;
         let line = self.text[..self.at].matches('\n').count() + 1;
         Graph::from_parts(parts, body).map_err(|e| ParseError { line, detail: e.into_iter().next().map(|e| e.0).unwrap_or_default() })
+    }
+
+    /// That an output of the graph has one type, in the interface and where it is made.
+    fn agree(&self, stated: Option<&Type>, made: &Output) -> Result<()> {
+        match (stated, &made.ty) {
+            (Some(outside), Some(here)) if outside != here => {
+                let line = self.text[..self.at].matches('\n').count() + 1;
+                Err(ParseError { line, detail: format!("output \"{}\" is {outside} in the interface, {here} where it is made", made.name) })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn node(&mut self) -> Result<(NodeParts, Vec<Output>)> {
@@ -536,5 +550,7 @@ graph g(x: float32[batch,?], "odd name": int64[2] = [1, 2], cond: bool[]) -> (y:
     fn a_fault_names_its_line() {
         let error = parse_model("graph g() -> (y) {\n  y = Neg(x)\n}").unwrap_err();
         assert_eq!(error.to_string(), "line 3: node \"y\" (Neg): input \"x\" is made by nobody");
+        let error = parse_model("graph g(x: float32[2]) -> (y: float32[2]) {\n  y: float32[n] = Neg(x)\n}").unwrap_err();
+        assert_eq!(error.to_string(), "line 2: output \"y\" is float32[2] in the interface, float32[n] where it is made");
     }
 }
