@@ -166,6 +166,8 @@ fn a_plain_model_is_rewritten_by_launch() {
     let mut args =
         vec!["launch", "m.pb", "--server_num=2", "--worker_num=2", "--input", path(&log), "--output", "out.csv", "--min-bytes", "0"];
     args.extend(BINDS);
+    // A value with a hyphen reaches the workers.
+    args.push("--empty=-1");
     let said = ok(dir, &args);
     assert!(said.contains("7 of 7 lookups are remote") || said.contains("8 of 8 lookups are remote"), "{said}");
     assert!(dir.join("m.dist/manifest.json").is_file());

@@ -2,10 +2,12 @@
 
 #[path = "k8s/cluster.rs"]
 mod cluster;
+#[path = "k8s/yaml.rs"]
+mod yaml;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use cluster::{Pod, documents, find};
+use cluster::{Pod, find};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Secret, Service};
@@ -15,6 +17,7 @@ use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use yaml::documents;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -103,6 +106,20 @@ fn all_objects_are_as_kubernetes_defines_them() {
     assert_eq!(plain, again);
     snapshot("plain", plain);
     snapshot("full", full);
+}
+
+#[test]
+fn no_text_is_taken_for_something_else() {
+    let short = [
+        "", " ", "a", "a b", "--bind", "7000", "1e3", "0x10", "0o17", "017", "1_000", "12:30", "yes", "no", "on", "Off", "y", "N", "true",
+        "null", "~", "=", "<<", ".5", ".inf", "-", "- a", "? a", "a: b", "a:", ":a", "a #b", "#", "'", "\"", "a'b", "*", "&a", "!t", "%",
+        "@", "`", "[a]", "{a}", "|", ">", "\\n", "a\nb", "a\n", "\ta", "é", "---", "...", "nan", "INF", "a\"b", "a ",
+    ];
+    let words = "word ".repeat(60);
+    let long = ["2026-11-26", "dense=I1..I5", "/data/part-*.csv", "$(POD_IP):9100", "\u{2028}", "\u{feff}x", "\u{85}", words.as_str()];
+    let document = serde_json::json!({ "short": short.to_vec(), "long": long, "map": { "k": "v", "n": 7, "b": true, "nothing": null } });
+    let text = graphtool::deploy::k8s::print(std::slice::from_ref(&document)).expect("YAML");
+    assert_eq!(documents(&text), [document], "{text}");
 }
 
 #[test]
@@ -255,6 +272,7 @@ fn pods_that_are_replaced_go_on_where_they_were() {
     let mut running: Vec<_> = pods.iter().rev().map(Pod::start).collect();
     running.reverse();
     let [p0, p1, w0, w1] = &mut running[..] else { panic!("four pods") };
+    w0.wait_for_samples();
     w1.wait_for_samples();
     w1.kill();
     // Without worker 1 nothing is finished, whoever else is replaced.

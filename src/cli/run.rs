@@ -30,8 +30,8 @@ const REJOINS: usize = 100;
 ///
 /// On a plain model, or on a deployment directory without a role, everything happens in this process. With a role
 /// (flags, else PaddlePaddle's environment, else torchrun's) it is one worker or one pserver of a job. Which of them it is,
-/// is found by --rank or --index, the environment, the text of its own endpoint in the list, the address of this machine,
-/// or the number at the end of its host name (worker-3).
+/// is found by --rank or --index, the environment (of a Kubernetes Job too), the text of its own endpoint in the list, the
+/// address of this machine, or the number at the end of its host name (worker-3).
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A model file, or a deployment directory

@@ -460,8 +460,10 @@ impl Parser<'_> {
                 };
                 parts.params.push((name, kind));
             } else {
+                self.peek();
+                let start = self.at;
                 let (node, types) = self.node()?;
-                types.iter().try_for_each(|made| self.agree(stated.get(&made.name), made))?;
+                types.iter().try_for_each(|made| self.agree(start, stated.get(&made.name), made))?;
                 parts.nodes.push(node);
                 parts.value_info.extend(types);
             }
@@ -472,10 +474,10 @@ impl Parser<'_> {
     }
 
     /// That an output of the graph has one type, in the interface and where it is made.
-    fn agree(&self, stated: Option<&Type>, made: &Output) -> Result<()> {
+    fn agree(&self, start: usize, stated: Option<&Type>, made: &Output) -> Result<()> {
         match (stated, &made.ty) {
             (Some(outside), Some(here)) if outside != here => {
-                let line = self.text[..self.at].matches('\n').count() + 1;
+                let line = self.text[..start].matches('\n').count() + 1;
                 Err(ParseError { line, detail: format!("output \"{}\" is {outside} in the interface, {here} where it is made", made.name) })
             }
             _ => Ok(()),

@@ -4,29 +4,11 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use saphyr::{LoadableYamlNode, Scalar, Yaml};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-fn value(yaml: &Yaml) -> Value {
-    match yaml {
-        Yaml::Value(Scalar::Null) => Value::Null,
-        Yaml::Value(Scalar::Boolean(b)) => (*b).into(),
-        Yaml::Value(Scalar::Integer(i)) => (*i).into(),
-        Yaml::Value(Scalar::String(s)) => s.to_string().into(),
-        Yaml::Sequence(all) => all.iter().map(value).collect(),
-        Yaml::Mapping(all) => all.iter().map(|(k, v)| (k.as_str().expect("a key").to_owned(), value(v))).collect::<Map<_, _>>().into(),
-        other => panic!("{other:?}"),
-    }
-}
-
-/// The documents of a text.
-pub fn documents(text: &str) -> Vec<Value> {
-    Yaml::load_from_str(text).expect("YAML").iter().map(value).collect()
-}
 
 /// The document of a kind that is there once.
 pub fn find<'a>(all: &'a [Value], kind: &str) -> &'a Value {
