@@ -5,13 +5,14 @@
 //! what was said of them.
 
 use graphtool::data::{self, Bind, InputSpec, Samples};
+use graphtool::formats::onnx::value::ValueKind;
 use graphtool::formats::onnx::{external::ExternalFiles, read, value, write};
 use graphtool::formats::paddle;
 use graphtool::ir;
 use graphtool::plan::{Absent, Manifest, Piece, Sharding, TableEntry};
 use graphtool::serve::protocol::{self, Interface, Port, Request, Wanted};
 use graphtool::store::{self, TableRows};
-use graphtool::tensor::DType;
+use graphtool::tensor::{DType, Value};
 use std::path::{Path, PathBuf};
 
 /// A file of this thread, with these bytes.
@@ -53,7 +54,14 @@ pub fn onnx(bytes: &[u8]) {
 pub fn onnx_value(bytes: &[u8]) {
     if let Ok((name, value)) = value::decode_value(&bytes.to_vec().into(), None) {
         let again = value::encode_value(&name, &value).expect("a value that was read is written");
-        let (found, _) = value::decode_value(&again.into(), None).expect("and read");
+        // By its kind: without, an empty value may pass for one of another.
+        let kind = match &value {
+            Value::Tensor(_) => ValueKind::Tensor,
+            Value::Sequence(_) => ValueKind::Sequence,
+            Value::Optional(_) => ValueKind::Optional,
+            Value::Map(_) => ValueKind::Map,
+        };
+        let (found, _) = value::decode_value(&again.into(), Some(kind)).expect("and read");
         assert_eq!(found, name);
     }
 }

@@ -191,6 +191,41 @@ fn a_failing_worker_stops_the_job_and_leaves_no_output() {
 }
 
 #[test]
+fn what_a_deployment_cannot_follow_is_refused() {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let dir = tmp.path();
+    ok(dir, &["rewrite", path(&model("widedeep_ts11")), "-o", "w.dist", "--shards", "2", "--min-bytes", "0"]);
+    let launch = ["launch", "w.dist", "--input", "none.csv"];
+    let reshard = "`graphtool reshard` cuts it anew";
+    let rewrite = "`graphtool rewrite` of its model takes them";
+    let flags: [(&[&str], &str); 11] = [
+        (&["--shards", "2"], reshard),
+        (&["--sharding", "auto"], reshard),
+        (&["--plan", "none.json"], reshard),
+        (&["--id-stats", "none.csv"], reshard),
+        (&["--replicas", "1"], reshard),
+        (&["--tables", "*"], rewrite),
+        (&["--store-dtype", "f16"], rewrite),
+        // The default, given all the same.
+        (&["--min-bytes", "64KiB"], rewrite),
+        (&["--keep-shared"], rewrite),
+        (&["--one-hot"], rewrite),
+        (&["--all-reduce", "prob=max"], rewrite),
+    ];
+    for (flag, how) in flags {
+        let error = fails(dir, &[&launch, flag].concat(), 2);
+        assert_eq!(error.trim_end(), format!("error: {}: w.dist is rewritten already; {how}", flag[0]));
+        if how == rewrite {
+            let error = fails(dir, &[&["plan", "w.dist"], flag].concat(), 2);
+            assert_eq!(error.trim_end(), format!("error: {}: for models; a deployment has its tables", flag[0]));
+        }
+    }
+    let error = fails(dir, &[&launch[..], &["--shards", "2", "--one-hot"]].concat(), 2);
+    assert_eq!(error.trim_end(), format!("error: --shards, --one-hot: w.dist is rewritten already; {rewrite}"));
+    assert!(!dir.join("log").exists());
+}
+
+#[test]
 fn what_is_missing_is_named() {
     let tmp = tempfile::tempdir().expect("a directory");
     let dir = tmp.path();

@@ -348,7 +348,7 @@ fn default_rows_for_a_pserver_that_hangs_are_a_choice_and_counted() {
     let out = job.wait_with_output().expect("the launcher ends");
     let (said, error) = (text(&out.stdout), text(&out.stderr));
     assert!(out.status.success(), "{error}");
-    assert!(said.lines().last().expect("a line").ends_with(" ids got default rows because a pserver was unavailable"), "{said}");
+    assert!(said.lines().last().expect("a line").ends_with(" ids got default rows because a server was unavailable"), "{said}");
     assert!(!said.contains("were absent"), "{said}");
 }
 

@@ -59,9 +59,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What a door may take for the bytes that it is given: some room for a start (a frame of the wire says how large it is and has
-/// its buffer at once, within the limit of 64 MiB), and so many bytes a byte.
-const ROOM: isize = 72 << 20;
+/// What a door may take for the bytes that it is given: some room for a start, and so many bytes a byte.
+const ROOM: isize = 8 << 20;
 const EACH: isize = 2000;
 
 fn root() -> &'static Path {

@@ -140,7 +140,7 @@ fn a_resharded_deployment_gives_the_same_answers() {
     }
     assert_eq!(manifest(dir, "w.dist")["replicas"], 2);
     assert!(fails(dir, &["reshard", &wide, "--shards", "2"], 1).contains("manifest.json"));
-    assert!(fails(dir, &["plan", "w.dist", "--store-dtype", "int8"], 2).contains("are for models"));
+    assert!(fails(dir, &["plan", "w.dist", "--store-dtype", "int8"], 2).contains("--store-dtype: for models"));
 }
 
 /// A field of a protobuf message with bytes as its value.

@@ -5,6 +5,8 @@ mod support;
 use graphtool::plan::{Manifest, Sharding};
 use graphtool::store::{self, ServeOptions, Shards, Store};
 use graphtool::tensor::{DType, Tensor};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -107,9 +109,173 @@ async fn what_cannot_be_opened_leaves_the_old_version_serving() {
     let store = store::connect(first, &all, options()).await.unwrap();
     assert_eq!(store.lookup(vec![query(0, &[3, 999])]).await.unwrap(), [expected(&table.values, &[3, 999])]);
     // Nothing listens there.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let (code, said) = reload(&other, &[free.clone(), all[0].clone()], "1");
     assert!(code == Some(1) && said.contains(&free) && said.contains("is unavailable"), "{said}");
+}
+
+/// The plans that servers serve.
+async fn plans(servers: &[String]) -> Vec<String> {
+    let infos = servers.iter().map(async |e| store::server_info(e, &options()).await.unwrap().plan_id);
+    futures::future::join_all(infos).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_server_changes_where_one_cannot() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("t.dist");
+    let (first, _) = put(&dir, 0.0);
+    let running = Server::start_all(&dir, 2, ServeOptions::default());
+    let all = endpoints(&running);
+    drop(store::connect(first.clone(), &all, options()).await.unwrap());
+    let (second, table) = put(&dir, 5000.0);
+    // A file of the second server alone, of the right length.
+    let placement = second.placement(2);
+    let piece = second.tables[0].pieces.iter().find(|p| placement.group(p.shard) == 1).unwrap();
+    let whole = std::fs::read(dir.join(&piece.file)).unwrap();
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(dir.join(&piece.file), damaged).unwrap();
+    let (code, said) = reload(&dir, &all, "60");
+    assert!(code == Some(1) && said.starts_with(&format!("error: pserver {}: ", all[1])) && said.contains(&piece.file), "{said}");
+    assert!(said.ends_with("; no pserver has changed\n") && !said.contains(&all[0]) && said.lines().count() == 1, "{said}");
+    assert_eq!(plans(&all).await, [first.plan_id.as_str(); 2]);
+    std::fs::write(dir.join(&piece.file), whole).unwrap();
+    // One that is not there is as good as one that cannot.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (code, said) = reload(&dir, &[all[0].clone(), free, all[1].clone()], "1");
+    assert!(code == Some(1) && said.ends_with("; no pserver has changed\n"), "{said}");
+    assert_eq!(plans(&all).await, [first.plan_id.as_str(); 2]);
+    // What was prepared on the way is in nobody's way; a server that is named twice is one.
+    let (code, said) = reload(&dir, &[all[0].clone(), all[1].clone(), all[0].clone()], "60");
+    assert_eq!((code, said.lines().count()), (Some(0), 2), "{said}");
+    assert_eq!(plans(&all).await, [second.plan_id.as_str(); 2]);
+    let store = store::connect(second, &all, options()).await.unwrap();
+    assert_eq!(store.lookup(vec![query(0, &[3, 999])]).await.unwrap(), [expected(&table.values, &[3, 999])]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_is_given_up_leaves_nothing_behind() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("t.dist");
+    let (first, _) = put(&dir, 0.0);
+    let running = Server::start_all(&dir, 1, ServeOptions::default());
+    let all = endpoints(&running);
+    drop(store::connect(first.clone(), &all, options()).await.unwrap());
+    let (second, _) = put(&dir, 5000.0);
+    // It waits for one that takes connections and says nothing, and holds what the other has prepared.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let both = format!("{},{}", all[0], silent.local_addr().unwrap());
+    let mut waiting = Command::new(env!("CARGO_BIN_EXE_graphtool"));
+    let mut waiting = waiting.arg("reload").arg(&dir).args(["--servers", &both]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let wrong = tmp.path().join("wrong.dist");
+    put(&wrong, 9000.0);
+    // Until then this one is refused for its plan.
+    while !reload(&wrong, &all, "60").1.contains("another reload is under way") {
+        assert!(waiting.try_wait().unwrap().is_none(), "it did not wait");
+    }
+    waiting.kill().unwrap();
+    waiting.wait().unwrap();
+    assert_eq!(plans(&all).await, [first.plan_id.as_str()]);
+    while reload(&dir, &all, "60").0 != Some(0) {}
+    assert_eq!(plans(&all).await, [second.plan_id.as_str()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reloads_at_once_change_all_servers_or_none() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("t.dist");
+    let (mut before, _) = put(&dir, 0.0);
+    let running = Server::start_all(&dir, 3, ServeOptions::default());
+    let all = endpoints(&running);
+    drop(store::connect(before.clone(), &all, options()).await.unwrap());
+    for offset in [1.0, 2.0, 3.0] {
+        let (next, _) = put(&dir, offset);
+        let reloads: Vec<_> = (0..4)
+            .map(|_| {
+                let (dir, all) = (dir.clone(), all.clone());
+                std::thread::spawn(move || reload(&dir, &all, "60"))
+            })
+            .collect();
+        let mut changed = false;
+        for (code, said) in reloads.into_iter().map(|r| r.join().unwrap()) {
+            assert!(code == Some(0) || said.contains("another reload is under way; "), "{said}");
+            changed |= code == Some(0);
+        }
+        let expected = if changed { &next } else { &before };
+        assert_eq!(plans(&all).await, [expected.plan_id.as_str(); 3]);
+        before = expected.clone();
+    }
+}
+
+/// What is lost of the third call of the first connection, with that connection.
+#[derive(Clone, Copy, PartialEq)]
+enum Loss {
+    Call,
+    Answer,
+    /// The call, and all connections after it.
+    Everything,
+}
+
+/// A way to a server on which something is lost. Calls and answers alternate, so each is a block by itself.
+fn lossy(server: String, loss: Loss) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for (n, client) in listener.incoming().enumerate() {
+            let client = client.unwrap();
+            if n > 0 && loss == Loss::Everything {
+                continue;
+            }
+            let server = TcpStream::connect(&server).unwrap();
+            let answers = Arc::new(AtomicUsize::new(0));
+            let both = [(&client, &server, loss != Loss::Answer), (&server, &client, loss == Loss::Answer)];
+            for (i, (from, to, cuts)) in both.into_iter().enumerate() {
+                let (mut from, mut to, answers) = (from.try_clone().unwrap(), to.try_clone().unwrap(), answers.clone());
+                std::thread::spawn(move || {
+                    let mut block = [0; 4096];
+                    while let Ok(len @ 1..) = from.read(&mut block) {
+                        if n == 0 && cuts && answers.load(SeqCst) == 2 {
+                            break;
+                        }
+                        answers.fetch_add(i, SeqCst);
+                        if to.write_all(&block[..len]).is_err() {
+                            break;
+                        }
+                    }
+                    _ = from.shutdown(Shutdown::Both);
+                    _ = to.shutdown(Shutdown::Both);
+                });
+            }
+        }
+    });
+    endpoint
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_lost_when_all_are_told_to_change_is_brought_to_the_others() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("t.dist");
+    let (mut before, _) = put(&dir, 0.0);
+    let running = Server::start_all(&dir, 2, ServeOptions::default());
+    let all = endpoints(&running);
+    drop(store::connect(before.clone(), &all, options()).await.unwrap());
+    for (offset, loss) in [(1.0, Loss::Call), (2.0, Loss::Answer), (3.0, Loss::Everything)] {
+        let (next, _) = put(&dir, offset);
+        let way = lossy(all[1].clone(), loss);
+        let (code, said) = reload(&dir, &[all[0].clone(), way.clone()], "2");
+        let (old, new) = (before.plan_id.clone(), next.plan_id.clone());
+        if loss == Loss::Everything {
+            assert!(code == Some(1) && said.starts_with(&format!("error: pserver {way} is unavailable: ")), "{said}");
+            assert!(said.ends_with(&format!("; changed: {}\n", all[0])) && said.lines().count() == 1, "{said}");
+            assert_eq!(plans(&all).await, [new, old]);
+        } else {
+            assert_eq!((code, plans(&all).await), (Some(0), vec![new.clone(), new]), "{said}");
+        }
+        before = next;
+    }
+    assert_eq!(reload(&dir, &all, "60").0, Some(0));
+    assert_eq!(plans(&all).await, [before.plan_id.as_str(); 2]);
 }
 
 #[tokio::test]

@@ -3,13 +3,15 @@
 mod support;
 
 use graphtool::plan::{Absent, Manifest, Sharding};
-use graphtool::store::{self, Cached, ConnectOptions, Dedup, Memory, ServeOptions, Shards, Store, StoreError, Verify};
+use graphtool::store::{
+    self, Cached, ConnectOptions, Counted, Dedup, Deduped, Fallback, Memory, ServeOptions, Shards, Store, StoreError, Timed, Verify,
+};
 use graphtool::tensor::{DType, Tensor};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::contract::{contract, expected, options, proxy, query, sources};
+use support::contract::{contract, expected, keyed, keyed_contract, keyed_sources, options, proxy, query, sources};
 use support::{Server, Source, deploy, endpoints, source};
 
 #[tokio::test]
@@ -28,6 +30,22 @@ async fn local_shards_keep_the_contract() {
     let sources = sources();
     deploy(dir.path(), &sources, 5);
     contract(&*store::open_local(dir.path()).unwrap(), &sources).await;
+}
+
+#[tokio::test]
+async fn shards_in_memory_and_what_stands_before_a_store_keep_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = sources();
+    let manifest = deploy(dir.path(), &sources, 5);
+    contract(&Memory::read(dir.path(), &manifest).unwrap(), &sources).await;
+    let shards = store::open_local(dir.path()).unwrap();
+    let deduped = Deduped::new(shards.clone());
+    contract(&deduped, &sources).await;
+    assert_eq!(deduped.lookup(vec![query(0, &[3, 1, 3, 3])]).await.unwrap(), [expected(&sources[0].values, &[3, 1, 3, 3])]);
+    assert!(shards.stats().ids < deduped.stats().ids);
+    contract(&Fallback::new(shards.clone(), &manifest).unwrap(), &sources).await;
+    contract(&Timed::new(shards.clone(), Arc::default()), &sources).await;
+    contract(&Counted::new(shards), &sources).await;
 }
 
 #[tokio::test]
@@ -118,34 +136,10 @@ async fn pservers_with_small_limits_keep_the_contract() {
     contract(&*store, &sources).await;
 }
 
-/// `{5: [1, 1], 9: [2, 2], 4: [3, 3]}` by policy.
-fn keyed(name: &'static str, absent: Absent, pieces: usize) -> Source {
-    let values = Tensor::new([3, 2], vec![1f32, 1.0, 2.0, 2.0, 3.0, 3.0]).unwrap();
-    let default_row = Some(vec![9.0, 9.0]);
-    Source { name, values, keys: Some(vec![5, 9, 4]), sharding: Sharding::Row, pieces, absent, default_row }
-}
-
-async fn keyed_contract(store: &dyn Store) {
-    let rows = |ids: &[u64]| vec![query(0, ids), query(1, ids)];
-    let t = |rows: &[f32]| Tensor::new([rows.len() / 2, 2], rows.to_vec()).unwrap();
-    let got = store.lookup(rows(&[5, 7, u64::MAX, 4])).await.unwrap();
-    assert_eq!(got, [t(&[1., 1., 0., 0., 0., 0., 3., 3.]), t(&[1., 1., 9., 9., 9., 9., 3., 3.])]);
-    assert_eq!(store.stats().absent, 4);
-    let got = store.lookup(rows(&[7, 7, 9, 7])).await.unwrap();
-    assert_eq!(got[1], t(&[9., 9., 9., 9., 2., 2., 9., 9.]));
-    assert_eq!(store.stats().absent, 10);
-    assert_eq!(store.lookup(vec![query(2, &[9, 5])]).await.unwrap(), [t(&[2., 2., 1., 1.])]);
-    let error = store.lookup(vec![query(2, &[9, 7])]).await.unwrap_err();
-    assert!(matches!(error, StoreError::Absent { .. }));
-    assert_eq!(error.to_string(), "table \"error\": key 7 is absent");
-    assert_eq!(store.tables()[0].rows, 3);
-}
-
 #[tokio::test]
 async fn absent_keys_follow_their_policy() {
     for pieces in 1..=3 {
-        let sources =
-            [keyed("zero", Absent::Zero, pieces), keyed("default", Absent::Default, pieces), keyed("error", Absent::Error, pieces)];
+        let sources = keyed_sources(pieces);
         let mut memory = Memory::new();
         for s in &sources {
             memory.add_keyed(s.name, s.keys.as_deref().unwrap(), &s.values, s.absent, s.default_row.as_deref()).unwrap();
@@ -154,7 +148,9 @@ async fn absent_keys_follow_their_policy() {
         let dir = tempfile::tempdir().unwrap();
         let manifest = Arc::new(deploy(dir.path(), &sources, 3));
         keyed_contract(&*store::open_local(dir.path()).unwrap()).await;
+        keyed_contract(&Memory::read(dir.path(), &manifest).unwrap()).await;
         keyed_contract(&Cached::new(store::open_local(dir.path()).unwrap(), &manifest, 1 << 20).unwrap()).await;
+        keyed_contract(&Deduped::new(store::open_local(dir.path()).unwrap())).await;
         for (servers, max_frame) in [(1, 1 << 20), (2, 1 << 20), (2, 300)] {
             let running = Server::start_all(dir.path(), servers, ServeOptions::default());
             let options = ConnectOptions { max_frame, ..options() };

@@ -237,7 +237,7 @@ fn a_job_within_tls_writes_the_same_bytes() {
     assert_eq!(plain.status.code(), Some(1), "{error}");
     assert_eq!(
         error.trim_end(),
-        format!("error: pserver {endpoint} refused: TLS: the peer speaks TLS, and this process has no certificate")
+        format!("error: pserver {endpoint} refused: TLS: the peer speaks TLS, and this process has no certificate; no pserver has changed")
     );
     assert!(within.status.success(), "{}", String::from_utf8_lossy(&within.stderr));
     // Flags that go together.

@@ -15,6 +15,9 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// The variable that stands for `--store`.
+pub(super) const STORE_ENV: &str = "GRAPHTOOL_STORE";
+
 /// What every form of a job takes.
 #[derive(clap::Args, Clone)]
 pub(super) struct JobArgs {
@@ -73,10 +76,21 @@ pub(super) struct JobArgs {
     /// What an id gives that a keyed table does not hold [default: as the deployment says]
     #[arg(long, value_parser = ["zero", "error", "default"], value_name = "POLICY")]
     pub(super) on_absent: Option<String>,
-    /// What a lookup gives whose pserver is not to be reached within --rpc-timeout: an error, or default rows (zeros where a table
+    /// What a lookup gives whose server is not to be reached within --rpc-timeout: an error, or default rows (zeros where a table
     /// has none), which are counted
     #[arg(long, default_value = "error", value_parser = ["error", "default"], value_name = "POLICY")]
     pub(super) on_unavailable: String,
+    /// Where rows come from: a source, and before it what stands in its way, separated by commas
+    ///
+    /// shards: the deployment's own shards, mapped (shards://DIR: those of the same plan elsewhere). memory: the same, read into memory.
+    /// pserver://HOST:PORT,HOST:PORT: pservers that are running (--servers is short for it).
+    /// redis+cluster://HOST:PORT,HOST:PORT/NAME: a Redis Cluster that `graphtool load` has filled; redis:// is one server, rediss
+    /// is within TLS, USER:PASSWORD@ stands before the hosts (in a build with --features redis).
+    /// Before them: cache:SIZE (--cache is short for it), dedup (each id of a numbered table once), default (as
+    /// --on-unavailable default). The first is asked first: cache:256MiB,redis+cluster://h1:7000,h2:7000/ads
+    /// GRAPHTOOL_STORE says it where a password is not to stand among the arguments.
+    #[arg(long, value_name = "CHAIN", env = STORE_ENV, hide_env = true, verbatim_doc_comment)]
+    pub(super) store: Option<String>,
     /// Memory of each worker for rows that are asked for often, such as 256MiB; the answers are the same [default: none]
     #[arg(long, value_parser = size::parse, value_name = "SIZE")]
     pub(super) cache: Option<u64>,
@@ -122,6 +136,15 @@ impl TlsArgs {
             (Some(cert), Some(key), Some(ca)) => Ok(Some(Tls::load(cert, key, ca).map_err(anyhow::Error::msg)?)),
             _ => Ok(None),
         }
+    }
+
+    /// What is in the files: certificate, key, CA.
+    pub(super) fn contents(&self) -> anyhow::Result<Option<Vec<Vec<u8>>>> {
+        if self.load()?.is_none() {
+            return Ok(None);
+        }
+        let read = |path: &PathBuf| std::fs::read(path).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()));
+        self.flags().map(|(_, path)| read(path)).collect::<Result<_, _>>().map(Some)
     }
 
     /// The flags again, for a child.
@@ -208,6 +231,52 @@ impl JobArgs {
     /// The folder of finished batches.
     pub(super) fn parts(&self) -> Option<PathBuf> {
         self.output.as_deref().map(parts_dir)
+    }
+
+    /// The flags again, for a worker or a pserver of this job: all but secrets, threads, `--insecure` and the folder of parts.
+    pub(super) fn flags(&self, worker: bool) -> Vec<String> {
+        let mut out = Vec::new();
+        // In one word: a value may begin with a hyphen.
+        let mut flag = |name: &str, value: String| out.push(format!("{name}={value}"));
+        flag("--max-frame", self.max_frame.to_string());
+        if !worker {
+            flag("--verify", self.verify.clone());
+            return out;
+        }
+        flag("--batch-size", self.batch_size.to_string());
+        flag("--prefetch", self.prefetch.to_string());
+        flag("--connect-timeout", self.connect_timeout.to_string());
+        flag("--rpc-timeout", self.rpc_timeout.to_string());
+        flag("--on-unavailable", self.on_unavailable.clone());
+        self.input.iter().for_each(|p| flag("--input", p.display().to_string()));
+        for (name, path) in [("--output", &self.output), ("--metrics-out", &self.metrics_out)] {
+            if let Some(p) = path {
+                flag(name, p.display().to_string());
+            }
+        }
+        let texts = [
+            ("--empty", &self.empty),
+            ("--format", &self.format),
+            ("--group", &self.group),
+            ("--label", &self.label),
+            ("--on-absent", &self.on_absent),
+            ("--score", &self.score),
+        ];
+        for (name, text) in texts {
+            if let Some(t) = text {
+                flag(name, t.clone());
+            }
+        }
+        if let Some(size) = self.cache {
+            flag("--cache", size.to_string());
+        }
+        self.keep.iter().for_each(|k| flag("--keep", k.clone()));
+        self.slots.iter().for_each(|s| flag("--slots", s.clone()));
+        self.bind.iter().for_each(|b| flag("--bind", b.to_string()));
+        if self.resume {
+            out.push("--resume".into());
+        }
+        out
     }
 
     /// What must be the same for finished batches to count.
@@ -326,7 +395,7 @@ pub(super) fn summarise(args: &JobArgs, s: &Summary, samples: &data::Samples, ca
         lines.push(format!("{} ids were absent from their table and got its row for absent ids", s.filled.absent));
     }
     if s.filled.unavailable > 0 {
-        lines.push(format!("{} ids got default rows because a pserver was unavailable", s.filled.unavailable));
+        lines.push(format!("{} ids got default rows because a server was unavailable", s.filled.unavailable));
     }
     Ok(lines)
 }

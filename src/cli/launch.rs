@@ -3,7 +3,7 @@
 use super::board::Board;
 use super::job::{JobArgs, print};
 use super::process::{may_listen, stop_signal};
-use super::{exit_with, output, rewrite, usage};
+use super::{exit_with, output, rewrite, stores, usage};
 use crate::deploy;
 use crate::job::endpoints::{Seat, System, reachable, seats, seats_here};
 use crate::job::launch::{LaunchError, LaunchOptions, clean_logs, launch};
@@ -16,19 +16,19 @@ use std::time::Duration;
 
 /// Run a whole job: pservers and workers as processes of this machine, watched to the end
 ///
-/// A plain model is rewritten first, into its default directory. Each process writes a log file, log/serverlog.N or
+/// A plain model is rewritten first, into its default directory; flags that say how are refused for a deployment. Each process writes a log file, log/serverlog.N or
 /// log/workerlog.N. A process that is killed is started again up to --max-restart times, and a worker goes on where it was.
 /// When one fails for good, all are stopped, the exit code is not 0, and `--resume` goes on with the batches that are done.
 ///
 /// With --servers and --workers the job may be spread over machines: the same command on each starts those endpoints that
-/// belong there.
+/// belong there. With --store no pservers are started: the workers take their rows from there.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A model file, or a deployment directory
     model: PathBuf,
-    /// Number of pservers
-    #[arg(long = "server_num", alias = "server-num", default_value_t = 1, value_name = "N", conflicts_with = "servers")]
-    server_num: usize,
+    /// Number of pservers [default: 1; with --store 0, for rows come from there]
+    #[arg(long = "server_num", alias = "server-num", value_name = "N", conflicts_with = "servers")]
+    server_num: Option<usize>,
     /// Number of workers (also --trainer_num)
     #[arg(
         long = "worker_num",
@@ -42,7 +42,7 @@ pub(super) struct Args {
     #[arg(long, value_delimiter = ',', alias = "pservers", value_name = "ENDPOINTS", requires = "workers")]
     servers: Vec<String>,
     /// Endpoints of all workers, likewise
-    #[arg(long, value_delimiter = ',', alias = "trainers", value_name = "ENDPOINTS", requires = "servers")]
+    #[arg(long, value_delimiter = ',', alias = "trainers", value_name = "ENDPOINTS")]
     workers: Vec<String>,
     /// The address of this machine that is bound and told to others [default: POD_IP where endpoints are given, else 127.0.0.1]
     #[arg(long, value_name = "ADDRESS")]
@@ -63,10 +63,26 @@ pub(super) struct Args {
 }
 
 impl Args {
+    /// The number of pservers to start here, if no list says it.
+    fn server_num(&self) -> anyhow::Result<usize> {
+        match (self.server_num, &self.job.store) {
+            (None, None) => Ok(1),
+            (None | Some(0), Some(_)) => Ok(0),
+            (Some(0), None) => Err(usage("--server_num must be at least 1, unless --store says where rows come from")),
+            (Some(n), None) => Ok(n),
+            (Some(n), Some(_)) => {
+                Err(usage(format!("--server_num {n} starts pservers, whose rows --store does not take; give one of them")))
+            }
+        }
+    }
+
     fn seats(&self) -> anyhow::Result<(Vec<Seat>, Vec<Seat>)> {
-        if self.servers.is_empty() {
+        if self.servers.is_empty() && self.workers.is_empty() {
             let host = self.host.as_deref().unwrap_or("127.0.0.1");
-            return Ok((seats_here(host, self.server_num), seats_here(host, self.worker_num)));
+            return Ok((seats_here(host, self.server_num()?), seats_here(host, self.worker_num)));
+        }
+        if self.servers.is_empty() && self.job.store.is_none() {
+            return Err(usage("--workers needs --servers, or --store"));
         }
         let pod = std::env::var("POD_IP").ok().filter(|p| !p.is_empty());
         let host = self.host.as_deref().or(pod.as_deref());
@@ -80,6 +96,11 @@ impl Args {
         Ok(both)
     }
 
+    /// The chain of stores, where the environment does not say it to workers too.
+    fn told_store(&self) -> Option<String> {
+        self.job.store.clone().filter(|s| std::env::var(super::job::STORE_ENV).as_ref() != Ok(s))
+    }
+
     /// Where worker 0 leaves the last lines of the job; several launchers may share a folder of logs.
     fn report(&self) -> PathBuf {
         self.log_dir.join(format!(".report-{}", std::process::id()))
@@ -87,9 +108,10 @@ impl Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    if args.server_num == 0 || args.worker_num == 0 {
-        return Err(usage("--server_num and --worker_num must be at least 1"));
+    if args.worker_num == 0 {
+        return Err(usage("--worker_num must be at least 1"));
     }
+    stores::chain(&args.job, &args.servers)?;
     if args.job.input.is_empty() {
         return Err(usage("--input is missing"));
     }
@@ -142,7 +164,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 
 /// The deployment directory; a plain model is rewritten into one.
 fn deployment(args: &Args, servers: usize) -> anyhow::Result<PathBuf> {
-    let dir = if deploy::is_deployment(&args.model) { args.model.clone() } else { rewritten(args, servers)? };
+    let dir = if deploy::is_deployment(&args.model) {
+        let (cut, others) = (args.rewrite.cut.given(), args.rewrite.for_models());
+        let how = if others.is_empty() { "`graphtool reshard` cuts it anew" } else { "`graphtool rewrite` of its model takes them" };
+        let idle = [cut, others].concat().join(", ");
+        if !idle.is_empty() {
+            return Err(usage(format!("{idle}: {} is rewritten already; {how}", args.model.display())));
+        }
+        args.model.clone()
+    } else {
+        rewritten(args, servers)?
+    };
     let (manifest, _) = deploy::open(&dir)?;
     if (manifest.shards as usize) < servers {
         return Err(usage(format!("{servers} pservers for {} shards: rewrite with --shards {servers} or more", manifest.shards)));
@@ -157,7 +189,7 @@ fn rewritten(args: &Args, servers: usize) -> anyhow::Result<PathBuf> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let fresh = dir.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
     let foreign = dir.exists() && !deploy::is_deployment(&dir);
-    let options = args.rewrite.build(servers as u32)?;
+    let options = args.rewrite.build(servers.max(1) as u32)?;
     let outcome = deploy::rewrite(model, if foreign { &dir } else { &fresh }, options)?;
     let plan = || deploy::open(&dir).ok().map(|(m, _)| m.plan_id);
     let same = || plan().as_ref() == Some(&outcome.manifest.plan_id);
@@ -259,49 +291,22 @@ fn child_args(args: &Args, dir: &Path, parts: &Path, worker: bool, servers: &[Se
     let threads = job.threads.unwrap_or_else(|| (cores / here(if worker { workers } else { servers })).max(1));
     let mut out: Vec<String> = vec!["run".into(), dir.display().to_string(), "--threads".into(), threads.to_string()];
     let mut flag = |name: &str, value: String| out.extend([name.to_owned(), value]);
-    flag("--max-frame", job.max_frame.to_string());
     if let Some(f) = &job.token_file {
         flag("--token-file", f.display().to_string());
     }
     job.tls.flags().for_each(|(name, path)| flag(name, path.display().to_string()));
     if !worker {
-        flag("--verify", job.verify.clone());
+        out.extend(job.flags(false));
         out.push("--remote-shutdown".into());
         return out;
     }
-    flag("--batch-size", job.batch_size.to_string());
-    flag("--prefetch", job.prefetch.to_string());
-    flag("--connect-timeout", job.connect_timeout.to_string());
-    flag("--rpc-timeout", job.rpc_timeout.to_string());
-    flag("--on-unavailable", job.on_unavailable.clone());
     flag("--parts", parts.display().to_string());
     flag("--report", args.report().display().to_string());
-    job.input.iter().for_each(|p| flag("--input", p.display().to_string()));
-    for (name, path) in [("--output", &job.output), ("--metrics-out", &job.metrics_out)] {
-        if let Some(p) = path {
-            flag(name, p.display().to_string());
-        }
+    if let Some(store) = args.told_store() {
+        flag("--store", store);
     }
-    let texts = [
-        ("--empty", &job.empty),
-        ("--format", &job.format),
-        ("--group", &job.group),
-        ("--label", &job.label),
-        ("--on-absent", &job.on_absent),
-        ("--score", &job.score),
-    ];
-    for (name, text) in texts {
-        if let Some(t) = text {
-            flag(name, t.clone());
-        }
-    }
-    if let Some(size) = job.cache {
-        flag("--cache", size.to_string());
-    }
-    job.keep.iter().for_each(|k| flag("--keep", k.clone()));
-    job.slots.iter().for_each(|s| flag("--slots", s.clone()));
-    job.bind.iter().for_each(|b| flag("--bind", b.to_string()));
-    let switches = [("--resume", job.resume), ("--rejoin", args.max_restart > 0), ("--dynamic", args.schedule == "dynamic")];
+    out.extend(job.flags(true));
+    let switches = [("--rejoin", args.max_restart > 0), ("--dynamic", args.schedule == "dynamic")];
     out.extend(switches.into_iter().filter(|s| s.1).map(|s| s.0.to_owned()));
     out
 }

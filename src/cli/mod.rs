@@ -2,6 +2,7 @@
 
 mod bench;
 mod board;
+mod chain;
 mod check;
 mod compare;
 mod convert;
@@ -12,7 +13,9 @@ mod extract;
 mod import_tables;
 mod inspect;
 mod job;
+mod k8s;
 mod launch;
+mod load;
 mod lookup;
 mod merge;
 mod monitor;
@@ -61,7 +64,9 @@ enum Command {
     Extract(extract::Args),
     ImportTables(import_tables::Args),
     Inspect(inspect::Args),
+    K8s(k8s::Args),
     Launch(launch::Args),
+    Load(load::Args),
     Lookup(lookup::Args),
     Merge(merge::Args),
     Optimize(optimize::Args),
@@ -155,7 +160,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Extract(a) => extract::run(a),
         Command::ImportTables(a) => import_tables::run(a),
         Command::Inspect(a) => inspect::run(a),
+        Command::K8s(a) => k8s::run(a),
         Command::Launch(a) => launch::run(a),
+        Command::Load(a) => load::run(a),
         Command::Lookup(a) => lookup::run(a),
         Command::Merge(a) => merge::run(a),
         Command::Optimize(a) => optimize::run(a),

@@ -88,7 +88,7 @@ pub(super) fn of_ids(text: &mut Exposition, role: &str, ids: &Ids, took: &Durati
         text.gauge("graphtool_cache_capacity_bytes", "Bytes that the cache may take.", cache.capacity());
     }
     if let Some(fallback) = &ids.fallback {
-        let help = "Ids that got default rows because a pserver was unavailable.";
+        let help = "Ids that got default rows because a server was unavailable.";
         text.counter("graphtool_unavailable_ids_total", help, fallback.defaulted());
     }
 }

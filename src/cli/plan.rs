@@ -73,8 +73,9 @@ fn model(args: &Args) -> anyhow::Result<()> {
 
 fn deployment(args: &Args) -> anyhow::Result<()> {
     let o = &args.options;
-    if !o.tables.is_empty() || o.keep_shared || !o.all_reduce.is_empty() || o.store_dtype.is_some() {
-        return Err(usage("--tables, --keep-shared, --all-reduce and --store-dtype are for models; a deployment has its tables"));
+    let idle = o.for_models();
+    if !idle.is_empty() {
+        return Err(usage(format!("{}: for models; a deployment has its tables", idle.join(", "))));
     }
     let (manifest, model) = deploy::open(&args.model)?;
     let mut options = reshard::options(&o.cut, manifest.shards)?;

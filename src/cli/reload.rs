@@ -2,16 +2,16 @@
 
 use super::job::TlsArgs;
 use super::{output, usage};
-use crate::store::{ConnectOptions, read_manifest, reload_server};
+use crate::store::{ConnectOptions, read_manifest, reload_servers};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Let running pservers open their deployment directory anew
 ///
 /// For after the directory was replaced, by `rewrite` or `reshard`, at the same path. Each pserver opens the directory that it was
-/// started with, checks that it holds the plan that DIR holds here, and serves it to connections that are made from then on;
-/// workers that are connected keep the version they have. A pserver that cannot open it goes on with what it has, and the
-/// exit code is 1.
+/// started with, checks that it holds the plan that DIR holds here, and verifies its files (unless it was started with --verify
+/// off). When all have done so they serve it, to connections that are made from then on; workers that are connected keep the
+/// version they have. If a pserver cannot, none changes: all go on with what they have, and the exit code is 1.
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// The deployment directory, as it is now
@@ -24,7 +24,7 @@ pub(super) struct Args {
     token_file: Option<PathBuf>,
     #[command(flatten)]
     tls: TlsArgs,
-    /// Seconds that a pserver may take
+    /// Seconds that a pserver may take to open and verify its files
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     timeout: u32,
 }
@@ -39,12 +39,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let connect_timeout = rpc_timeout.min(Duration::from_secs(5));
     let options = ConnectOptions { connect_timeout, rpc_timeout, token, tls: args.tls.load()?, ..ConnectOptions::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut failed = Vec::new();
-    for endpoint in &args.servers {
-        match runtime.block_on(reload_server(endpoint, &plan_id, &options)) {
-            Ok(()) => output::line(format!("pserver {endpoint} serves plan id {plan_id}"))?,
-            Err(e) => failed.push(e.to_string()),
-        }
-    }
-    if failed.is_empty() { Ok(()) } else { Err(anyhow::anyhow!("{}", failed.join("; "))) }
+    let mut seen = std::collections::HashSet::new();
+    let servers: Vec<String> = args.servers.into_iter().filter(|s| seen.insert(s.clone())).collect();
+    runtime.block_on(reload_servers(&servers, &plan_id, &options))?;
+    Ok(servers.iter().try_for_each(|endpoint| output::line(format!("pserver {endpoint} serves plan id {plan_id}")))?)
 }

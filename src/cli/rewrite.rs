@@ -60,6 +60,17 @@ impl Cut {
         }
     }
 
+    /// The flags that were given.
+    pub(super) fn given(&self) -> Vec<&'static str> {
+        given([
+            ("--shards", self.shards.is_some()),
+            ("--sharding", self.sharding.is_some()),
+            ("--plan", self.plan.is_some()),
+            ("--id-stats", self.id_stats.is_some()),
+            ("--replicas", self.replicas.is_some()),
+        ])
+    }
+
     /// The text of the plan.
     pub(super) fn plan_text(&self) -> anyhow::Result<Option<String>> {
         let Some(file) = &self.plan else { return Ok(None) };
@@ -97,9 +108,9 @@ pub(super) struct Options {
     /// error is printed and kept in the manifest. The original values are gone then
     #[arg(long, value_name = "DTYPE", value_parser = ["f16", "bf16", "int8"])]
     pub(super) store_dtype: Option<String>,
-    /// Tables of fewer bytes stay in the model
-    #[arg(long, default_value = "64KiB", value_parser = size::parse, value_name = "SIZE")]
-    min_bytes: u64,
+    /// Tables of fewer bytes stay in the model [default: 64KiB]
+    #[arg(long, value_parser = size::parse, value_name = "SIZE")]
+    min_bytes: Option<u64>,
     /// Serve tables that have other readers too (tied weights), and keep them in the model for those
     #[arg(long)]
     pub(super) keep_shared: bool,
@@ -111,7 +122,23 @@ pub(super) struct Options {
     pub(super) all_reduce: Vec<String>,
 }
 
+fn given<const N: usize>(flags: [(&'static str, bool); N]) -> Vec<&'static str> {
+    flags.into_iter().filter(|f| f.1).map(|f| f.0).collect()
+}
+
 impl Options {
+    /// The flags that were given and that a deployment cannot follow: they say what becomes of a model.
+    pub(super) fn for_models(&self) -> Vec<&'static str> {
+        given([
+            ("--tables", !self.tables.is_empty()),
+            ("--store-dtype", self.store_dtype.is_some()),
+            ("--min-bytes", self.min_bytes.is_some()),
+            ("--keep-shared", self.keep_shared),
+            ("--one-hot", self.one_hot),
+            ("--all-reduce", !self.all_reduce.is_empty()),
+        ])
+    }
+
     /// As the library takes them; a launch without an explicit number has a shard per server.
     pub(super) fn build(&self, at_least: u32) -> anyhow::Result<RewriteOptions> {
         let names: Option<NameFilter> = if self.tables.is_empty() {
@@ -134,13 +161,21 @@ impl Options {
             replicas: self.cut.replicas,
             store: self.store_dtype.as_deref().and_then(StoreDtype::from_name),
             stats: self.cut.stats()?,
-            selection: Selection { min_bytes: self.min_bytes, names, keep_shared: self.keep_shared, one_hot: self.one_hot },
+            selection: Selection {
+                min_bytes: self.min_bytes.unwrap_or(MIN_BYTES),
+                names,
+                keep_shared: self.keep_shared,
+                one_hot: self.one_hot,
+            },
             all_reduce: self.all_reduce.iter().map(pair).collect::<Result<_, _>>()?,
             plan: self.cut.plan_text()?,
             ..RewriteOptions::default()
         })
     }
 }
+
+/// Bytes of the smallest table that moves, where nobody says.
+const MIN_BYTES: u64 = 64 << 10;
 
 /// Shards of a rewrite that does not say.
 const DEFAULT_SHARDS: u32 = 4;

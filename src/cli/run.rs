@@ -124,6 +124,7 @@ pub(super) fn lookups(dir: PathBuf, job: JobArgs, servers: Vec<String>) -> anyho
         parts: None,
         report: None,
     };
+    stores::chain(&args.job, &servers)?;
     if servers.is_empty() { local(&args) } else { worker(&args, 0, vec![alone.clone()], &servers, &alone) }
 }
 
@@ -144,11 +145,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             tracing::warn!("the variable {name} is not read; is {near} meant?");
         }
     }
+    stores::chain(&args.job, &args.servers)?;
     let (role, source) = resolve(&flags, &env, &System).map_err(usage)?;
     tracing::info!("role {role:?} from {source}");
     match role {
         Role::Local if args.job.resume => Err(usage("--resume goes on with a job of workers; this run has none")),
         Role::Local if args.metrics_addr.is_some() => Err(usage("--metrics-addr is for a pserver or a worker; this run is neither")),
+        Role::Pserver { .. } if args.job.store.is_some() => {
+            Err(usage("--store is for a run in this process or a worker; this is a pserver, which has the shards"))
+        }
         Role::Pserver { .. } if args.profile.is_some() => {
             Err(usage("--profile is for a run in this process or a worker; this is a pserver"))
         }
@@ -175,9 +180,7 @@ fn local(args: &Args) -> anyhow::Result<()> {
         job(args, &session, None, None, (&ids, None))??;
         return write_trace(args, trace.as_deref(), "run", 0);
     }
-    if args.job.cache.is_some() {
-        return Err(usage("--cache is for the tables of a deployment directory; this is a model file"));
-    }
+    stores::no_tables(&args.job, &[])?;
     let session = Session::new(&formats::load(&args.model)?, Options { threads, trace: trace.clone(), ..Options::default() })?;
     job(args, &session, None, None, (&Ids::default(), None))??;
     write_trace(args, trace.as_deref(), "run", 0)
@@ -271,7 +274,10 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
         monitor::worker(address, open, (rank, manifest.plan_id.clone()), args.job.batch_size, watch.clone())?;
     }
     let mut ids = Ids::default();
-    if !servers.is_empty() && !manifest.tables.is_empty() {
+    // What a scheduler says of pservers gives way to what the caller says.
+    let servers = if args.job.store.is_some() { &[] } else { servers };
+    let asks = args.job.store.is_some() || !servers.is_empty();
+    if asks && !manifest.tables.is_empty() {
         let durations = args.metrics_addr.is_some().then(|| watch.durations.clone());
         ids = stores::open(&args.model, manifest, &args.job, servers, durations, &runtime)?;
     }

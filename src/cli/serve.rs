@@ -1,6 +1,6 @@
 //! `graphtool serve`
 
-use super::job::{JobArgs, TlsArgs, positive, seconds, token};
+use super::job::{JobArgs, STORE_ENV, TlsArgs, positive, seconds, token};
 use super::monitor::{self, Ids};
 use super::process::{is_loopback, listen, stop_signal};
 use super::{exit_with, output, size, stores, usage};
@@ -72,6 +72,9 @@ pub(super) struct Args {
     /// Endpoints of the pservers, HOST:PORT separated by commas [default: none, the shards are read here]
     #[arg(long, value_delimiter = ',', alias = "pservers")]
     servers: Vec<String>,
+    /// A chain of stores in place of --servers and --cache, as in `run`: cache:256MiB,pserver://ps0:7000,ps1:7000
+    #[arg(long, value_name = "CHAIN", env = STORE_ENV, hide_env = true)]
+    store: Option<String>,
     /// Seconds to wait for pservers that are not there yet
     #[arg(long, default_value_t = 60.0, value_name = "SECONDS", value_parser = seconds)]
     connect_timeout: f64,
@@ -121,6 +124,7 @@ impl Args {
             on_absent: self.on_absent.clone(),
             on_unavailable: self.on_unavailable.clone(),
             cache: self.cache,
+            store: self.store.clone(),
             verify: self.verify.clone(),
             token_file: self.token_file.clone(),
             tls: self.tls.clone(),
@@ -245,12 +249,7 @@ fn open(args: &Args, took: Arc<Durations>, runtime: &Runtime) -> anyhow::Result<
         let ids = stores::open(&args.model, manifest.clone(), &args.job()?, &args.servers, Some(took), runtime)?;
         return Ok((model, Some(manifest), ids));
     }
-    if !args.servers.is_empty() {
-        return Err(usage("--servers is for the tables of a deployment directory; this is a model file"));
-    }
-    if args.cache.is_some() {
-        return Err(usage("--cache is for the tables of a deployment directory; this is a model file"));
-    }
+    stores::no_tables(&args.job()?, &args.servers)?;
     Ok((formats::load(&args.model)?, None, Ids::default()))
 }
 

@@ -1,7 +1,8 @@
-//! Deployment directories: a model rewritten, its tables in shards, and the way back.
+//! Deployment directories: a model rewritten, its tables in shards, and the way back; and a cluster that serves one.
 
 mod checkpoint;
 mod dense_io;
+pub mod k8s;
 mod merge;
 mod reshard;
 mod rewrite;

@@ -1,9 +1,11 @@
 //! Running graphs: a model is compiled once into a [`Session`], which then runs on any number of inputs.
 
+mod compile;
 mod control;
 mod early;
 mod fuse;
 mod host;
+mod order;
 mod plan;
 mod profile;
 mod scheduler;

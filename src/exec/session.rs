@@ -1,8 +1,9 @@
 //! A compiled model that runs on any number of inputs, from any thread.
 
 use super::ExecError;
+use super::compile::Compiler;
 use super::host::Host;
-use super::plan::{Action, Body, Compiler, Plan};
+use super::plan::{Action, Body, Plan};
 use super::profile::Profile;
 use super::scheduler::{Env, Run};
 use super::trace::{Trace, describe};

@@ -1,5 +1,5 @@
-//! Who this process is in a job: from flags, then PaddlePaddle's environment, then torchrun's, Open MPI's, PMI's or Slurm's,
-//! then alone.
+//! Who this process is in a job: from flags, then PaddlePaddle's environment, then torchrun's, Open MPI's, PMI's, Slurm's or
+//! that of Kubernetes' Jobs, then alone.
 
 use super::endpoints::{Network, split};
 use std::collections::BTreeMap;
@@ -124,7 +124,8 @@ fn place(list: &[String], env: &Env, net: &dyn Network) -> Option<usize> {
 }
 
 /// The variables that are read.
-const KNOWN: [&str; 20] = [
+const KNOWN: [&str; 21] = [
+    "JOB_COMPLETION_INDEX",
     "MASTER_ADDR",
     "MASTER_PORT",
     "OMPI_COMM_WORLD_RANK",
@@ -207,7 +208,9 @@ fn worker(flags: &RoleFlags, env: &Env, servers: Vec<String>, net: &dyn Network)
     {
         return Err(format!("{n} workers by their number, {} by their endpoints", workers.len()));
     }
-    let rank = flags.rank.or(rank).or_else(|| place(&workers, env, net));
+    // An Indexed Job tells each pod which it is; workers who know of no others are each their own job.
+    let completion = if workers.len() > 1 { number(env, "JOB_COMPLETION_INDEX")? } else { None };
+    let rank = flags.rank.or(rank).or(completion).or_else(|| place(&workers, env, net));
     if workers.len() <= 1 {
         workers = workers.into_iter().take(1).collect();
         if workers.is_empty() {
@@ -331,6 +334,28 @@ mod tests {
         assert_eq!(error, "SLURM_PROCID=x is no number");
         // A run that asks for no role is local, in a job of whatever scheduler.
         assert_eq!(resolve(&RoleFlags::default(), &env(&slurm)).unwrap().0, Role::Local);
+    }
+
+    #[test]
+    fn a_pod_of_an_indexed_job_is_told_its_rank_where_there_are_others() {
+        let several = RoleFlags {
+            role: Some("worker".into()),
+            servers: vec!["h:1".into()],
+            workers: ["w-0.w:8", "w-1.w:8", "w-2.w:8"].map(str::to_owned).to_vec(),
+            ..RoleFlags::default()
+        };
+        let rank = |flags: &RoleFlags, pairs: &[(&str, &str)]| -> Result<_, String> {
+            let Role::Worker { rank, bind, .. } = resolve(flags, &env(pairs))?.0 else { panic!("a worker") };
+            Ok((rank, bind))
+        };
+        let pod = [("JOB_COMPLETION_INDEX", "2"), ("POD_IP", "10.0.0.9")];
+        assert_eq!(rank(&several, &pod), Ok((2, "10.0.0.9:8".into())));
+        let paddle = [&pod[..], &[("PADDLE_TRAINER_ID", "1")]].concat();
+        assert_eq!(rank(&several, &paddle), Ok((1, "10.0.0.9:8".into())));
+        assert_eq!(rank(&several, &[("JOB_COMPLETION_INDEX", "3")]).unwrap_err(), "rank 3 of 3 workers");
+        assert_eq!(rank(&several, &[("JOB_COMPLETION_INDEX", "x")]).unwrap_err(), "JOB_COMPLETION_INDEX=x is no number");
+        let alone = RoleFlags { workers: Vec::new(), ..several };
+        assert_eq!(rank(&alone, &[("JOB_COMPLETION_INDEX", "2")]), Ok((0, "127.0.0.1:0".into())));
     }
 
     #[test]

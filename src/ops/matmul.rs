@@ -1,6 +1,6 @@
 //! Matrix products and determinants.
 
-use super::gemm::{Activation, Bias, Dims, Epilogue, Matrix, Packed, Real, product, product_i32, product_packed, transpose};
+use super::gemm::{Activation, Bias, Dims, Epilogue, Matrix, Packed, Real, product, product_packed, transpose};
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Outputs, broadcast_dims, one, util};
 use crate::ir::Dim;
 use crate::tensor::{DType, Int, Number, Shape, Tensor, cast, checked_len, fits_memory, room, strides};
@@ -14,11 +14,6 @@ pub(super) const OPS: &[OpDef] = &[
         .infer(infer_gemm)
         .kernel(|cx| build_gemm(cx, Activation::None)),
     OpDef::new("MatMul", &[1, 9, 13]).inputs(2, 2).infer(|cx| infer_matmul(cx, 0, 1, cx.dtype(0))).kernel(build_matmul),
-    OpDef::new("MatMulInteger", &[10]).inputs(2, 4).infer(|cx| infer_matmul(cx, 0, 1, Some(DType::I32))).kernel(build_matmul_integer),
-    OpDef::new("QLinearMatMul", &[10, 21])
-        .inputs(8, 8)
-        .infer(|cx| infer_matmul(cx, 0, 3, cx.dtype(7)))
-        .kernel(|_| Ok(Box::new(|args| one(qlinear_matmul(&args)?)))),
 ];
 
 /// How two operands of numpy's `matmul` meet: dims of one product, where each batch starts, and the shape of the result.
@@ -126,12 +121,12 @@ pub(super) fn scaled_matmul(a: &Tensor, b: &Tensor, trans: (bool, bool), alpha: 
     Ok(cast(&out, a.dtype())?)
 }
 
-fn last(shape: &[usize]) -> usize {
+pub(super) fn last(shape: &[usize]) -> usize {
     shape.last().copied().unwrap_or(1)
 }
 
 /// Columns of the second operand: a vector is a column.
-fn last_or_one(shape: &[usize]) -> usize {
+pub(super) fn last_or_one(shape: &[usize]) -> usize {
     if shape.len() == 1 { 1 } else { last(shape) }
 }
 
@@ -376,105 +371,6 @@ pub(super) fn infer_gemm(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     Ok(vec![Fact::partial(cx.dtype(0).or(cx.dtype(1)), Some(vec![side(0, "transA", 0)?, side(1, "transB", 1)?]))])
 }
 
-/// An 8-bit operand as exact `f32`s, less its zero point: a scalar, or one per row (`rows`) or column of the last two axes.
-pub(super) fn centred(t: &Tensor, zero: Option<&Tensor>, rows: bool) -> Result<Vec<f32>, OpError> {
-    if t.dtype().bits() != 8 {
-        invalid!("expected 8-bit elements, found {}", t.dtype());
-    }
-    let mut out = t.to_f32s()?;
-    if let Some(zero) = zero {
-        let zeros = zero.to_f32s()?;
-        spread(t.shape(), &zeros, rows, &mut out, |x, z| *x -= z)?;
-    }
-    Ok(out)
-}
-
-/// Calls `f` for each element and the parameter that applies to it: one for all, one per row or column of the last two
-/// axes (of each batch, or of all).
-fn spread<T: Copy, U>(shape: &[usize], params: &[T], rows: bool, data: &mut [U], f: impl Fn(&mut U, T)) -> Result<(), OpError> {
-    if let [p] = params {
-        data.iter_mut().for_each(|x| f(x, *p));
-        return Ok(());
-    }
-    let cols = last(shape).max(1);
-    let height = if shape.len() < 2 { 1 } else { shape[shape.len() - 2] };
-    let unit = if rows { height } else { cols };
-    if params.is_empty()
-        || unit == 0
-        || !params.len().is_multiple_of(unit)
-        || !(data.len() / cols / height.max(1)).is_multiple_of(params.len() / unit)
-    {
-        invalid!("{} scales or zero points do not fit shape {}", params.len(), Shape::from(shape));
-    }
-    for (r, row) in data.chunks_mut(cols).enumerate() {
-        let (batch, r) = (r / height, r % height);
-        let group = &params[batch * unit % params.len()..][..unit];
-        if rows {
-            row.iter_mut().for_each(|x| f(x, group[r]));
-        } else {
-            row.iter_mut().zip(group).for_each(|(x, p)| f(x, *p));
-        }
-    }
-    Ok(())
-}
-
-/// `i32` sums of 8-bit operands.
-pub(super) fn integer_product(a: &Tensor, b: &Tensor, az: Option<&Tensor>, bz: Option<&Tensor>) -> Result<(Shape, Vec<i32>), OpError> {
-    let plan = plan(a.shape(), b.shape(), (false, false))?;
-    let (x, y) = (centred(a, az, true)?, centred(b, bz, false)?);
-    let mut out = new_out::<i32>(&plan.shape)?;
-    product_i32(plan.dims, &x, &y, &plan.starts, &mut out)?;
-    Ok((plan.shape, out))
-}
-
-fn build_matmul_integer(cx: &OpCtx) -> Result<Kernel, OpError> {
-    // A constant B with a constant (or no) zero point is converted once.
-    let zero = cx.constant(3);
-    let prepared = match cx.constant(1) {
-        Some(b) if b.bytes().is_some_and(|x| x.len() <= PREPARED / 4) && (cx.inputs < 4 || zero.is_some()) => centred(b, zero, false).ok(),
-        _ => None,
-    };
-    Ok(Box::new(move |args| {
-        let (a, b, az) = (args.tensor(0)?, args.tensor(1)?, args.opt(2)?);
-        let (shape, out) = match &prepared {
-            None => integer_product(a, b, az, args.opt(3)?)?,
-            Some(y) => {
-                let plan = plan(a.shape(), b.shape(), (false, false))?;
-                let mut out = new_out::<i32>(&plan.shape)?;
-                product_i32(plan.dims, &centred(a, az, true)?, y, &plan.starts, &mut out)?;
-                (plan.shape, out)
-            }
-        };
-        one(Tensor::new(shape, out)?)
-    }))
-}
-
-fn qlinear_matmul(args: &Args) -> Result<Tensor, OpError> {
-    let [a, sa, za, b, sb, zb, sy, zy] =
-        <[&Tensor; 8]>::try_from(args.tensors(0)?).map_err(|_| OpError::Invalid("expected 8 inputs".into()))?;
-    let float8 = a.dtype().is_float();
-    let (shape, mut out) = if float8 {
-        let plan = plan(a.shape(), b.shape(), (false, false))?;
-        let mut out = new_out::<f32>(&plan.shape)?;
-        let (x, y) = (centred(a, None, true)?, centred(b, None, false)?);
-        let (lda, ldb) = (last(a.shape()), last_or_one(b.shape()));
-        product(plan.dims, 1.0, Matrix::new(&x, lda, false), Matrix::new(&y, ldb, false), &plan.starts, &mut out, &Epilogue::NONE)?;
-        (plan.shape, out.into_iter().map(f64::from).collect::<Vec<f64>>())
-    } else {
-        let (shape, sums) = integer_product(a, b, Some(za), Some(zb))?;
-        (shape, sums.into_iter().map(f64::from).collect())
-    };
-    let grid: Shape = if a.rank() == 1 || b.rank() == 1 { Shape::from([1, shape.iter().product()]) } else { shape.clone() };
-    spread(&grid, &sa.to_f32s()?, true, &mut out, |x, s| *x *= f64::from(s))?;
-    spread(&grid, &sb.to_f32s()?, false, &mut out, |x, s| *x *= f64::from(s))?;
-    spread(&grid, &sy.to_f32s()?, true, &mut out, |x, s| *x /= f64::from(s))?;
-    if float8 {
-        return Ok(cast(&Tensor::new(shape, out)?, zy.dtype())?);
-    }
-    spread(&grid, &zy.to_f32s()?, true, &mut out, |x, z| *x = (*x as f32).round_ties_even() as f64 + f64::from(z))?;
-    dispatch_int!(zy.dtype(), T => Ok(Tensor::new(shape, out.into_iter().map(T::from_f64).collect::<Vec<T>>())?), other => invalid!("expected an integer zero point, found {other}"))
-}
-
 fn infer_det(cx: &InferCtx) -> Result<Vec<Fact>, OpError> {
     let shape = match cx.shape(0) {
         Some(s) if s.len() < 2 => invalid!("expected square matrices, found rank {}", s.len()),
@@ -547,14 +443,6 @@ mod tests {
         let want = t(&[2, 3], vec![2.5f32, 3.0, 3.5, 3.5, 4.0, 5.5]);
         assert_eq!(run("Gemm", 13, attrs.clone(), &[a.clone(), b.clone(), t(&[1, 3], vec![1f32; 3])]).unwrap(), want);
         assert_eq!(run("Gemm", 13, attrs, &[a, b, t(&[2, 1], vec![1f32; 2])]).unwrap(), want);
-    }
-
-    #[test]
-    fn matmul_integer_takes_zero_points_per_column() {
-        let a = t(&[1, 2], vec![11u8, 12]);
-        let b = t(&[2, 2], vec![1i8, 2, 3, 4]);
-        let out = run("MatMulInteger", 10, Attrs::new(), &[a, b, t(&[], vec![10u8]), t(&[2], vec![0i8, 1])]).unwrap();
-        assert_eq!(out, t(&[1, 2], vec![7i32, 7]));
     }
 
     #[test]

@@ -40,6 +40,7 @@ mod labels;
 mod linear_attention;
 mod loss;
 mod matmul;
+mod matmul_integer;
 mod microsoft;
 mod ml;
 mod ngrams;
@@ -255,6 +256,7 @@ const FAMILIES: &[&[OpDef]] = &[
     linear_attention::OPS,
     loss::OPS,
     matmul::OPS,
+    matmul_integer::OPS,
     microsoft::attention::OPS,
     microsoft::blocks::OPS,
     microsoft::embed::OPS,

@@ -1,7 +1,7 @@
 //! Keeps the rows that are asked for most in bounded memory, on the way to another store. Answers are the same to the last bit.
 
 use super::clock::Slots;
-use super::layout::{self, Decode, Filling};
+use super::layout::{self, Filling};
 use super::{LookupFuture, Query, Stats, Store, StoreError, Table};
 use crate::plan::{Manifest, TableEntry};
 use crate::tensor::Tensor;
@@ -158,9 +158,9 @@ impl Kept {
 
 /// The row for absent keys, as it comes out of the store; `None` where they are errors.
 fn filling(table: &Table, entry: &TableEntry) -> Result<Option<Bytes>, StoreError> {
-    match Filling::of(entry)? {
+    match Filling::wide(entry, table)? {
         Filling::Refuse => Ok(None),
-        Filling::Row(stored) => Ok(Decode::of(entry).tensor(table, 1, stored.into())?.shared_bytes()),
+        Filling::Row(row) => Ok(Some(row.into())),
     }
 }
 

@@ -141,6 +141,17 @@ impl Filling {
         }
     }
 
+    /// The filling of a table of a deployment, as lookups give it.
+    ///
+    /// # Errors
+    /// As [`Filling::new`].
+    pub(super) fn wide(t: &TableEntry, table: &Table) -> Result<Self, StoreError> {
+        match Self::of(t)? {
+            Self::Refuse => Ok(Self::Refuse),
+            Self::Row(stored) => Ok(Self::Row(Decode::of(t).tensor(table, 1, stored.into())?.bytes().unwrap_or_default().to_vec())),
+        }
+    }
+
     /// The row for `key`.
     pub(super) fn row(&self, table: &str, key: u64) -> Result<&[u8], StoreError> {
         match self {

@@ -4,11 +4,12 @@ use super::counters::Counters;
 use super::gather::gather;
 use super::keys::{ABSENT, find};
 use super::layout::{self, Filling};
-use super::{LookupFuture, Query, Stats, Store, StoreError, Table};
-use crate::plan::Absent;
+use super::{LookupFuture, Query, Stats, Store, StoreError, Table, TableRows};
+use crate::plan::{Absent, Manifest};
 use crate::tensor::{Shape, Tensor};
 use crate::wire::Pooled;
 use bytes::Bytes;
+use std::path::Path;
 
 #[derive(Debug)]
 struct Rows {
@@ -61,6 +62,31 @@ impl Memory {
         }
         let filling = Filling::new(name, values.dtype(), values.shape().get(1..).unwrap_or_default(), absent, default_row)?;
         self.push(name, values, Some((sorted, order)), filling)
+    }
+
+    /// Reads all rows of the deployment in `dir` into memory, as lookups give them.
+    ///
+    /// # Errors
+    /// Shards that are not what the manifest says.
+    pub fn read(dir: &Path, manifest: &Manifest) -> Result<Self, StoreError> {
+        let mut memory = Self::new();
+        for (t, table) in manifest.tables.iter().zip(layout::tables(manifest)) {
+            let fail = |e: std::io::Error| StoreError::Corrupt(format!("table \"{}\": {e}", t.name));
+            let (mut bytes, mut keys) = (Vec::new(), Vec::new());
+            let mut take = |id: u64, row: &[u8]| {
+                keys.push(id);
+                bytes.extend_from_slice(row);
+                Ok(())
+            };
+            TableRows::open(dir, t)?.visit_wide(&mut take).map_err(fail)?;
+            let values = layout::rows_tensor(&table, t.rows as usize, bytes.into())?;
+            let (keys, filling) = match t.keyed {
+                true => (Some((keys, (0..t.rows).collect())), Filling::wide(t, &table)?),
+                false => (None, Filling::Refuse),
+            };
+            memory.push(&t.name, &values, keys, filling)?;
+        }
+        Ok(memory)
     }
 
     fn push(&mut self, name: &str, values: &Tensor, keys: Option<(Vec<u64>, Vec<u64>)>, filling: Filling) -> Result<usize, StoreError> {

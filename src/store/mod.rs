@@ -5,6 +5,7 @@ mod clock;
 mod counted;
 mod counters;
 mod dedup;
+mod deduped;
 mod durations;
 mod fallback;
 mod gather;
@@ -14,6 +15,8 @@ mod memory;
 mod narrow;
 mod piece;
 pub mod pserver;
+#[cfg(feature = "redis")]
+mod redis;
 mod request;
 mod rows;
 mod sharded;
@@ -23,15 +26,19 @@ mod tally;
 mod verify;
 mod writer;
 
+#[cfg(feature = "redis")]
+pub use self::redis::{LoadOptions, Loaded, RedisOptions, RedisUrl, connect_redis, load_redis};
 pub use cached::Cached;
 pub use counted::Counted;
 pub use dedup::Dedup;
+pub use deduped::Deduped;
 pub use durations::{BOUNDS, Durations, Timed};
 pub use fallback::Fallback;
 pub use memory::Memory;
 pub use piece::checksum;
 pub use pserver::{
-    ConnectOptions, ServeOptions, ServerInfo, ServerWatch, connect, frames_in, reload_server, serve, serve_shards, server_info, stop_server,
+    ConnectOptions, ReloadError, ServeOptions, ServerInfo, ServerWatch, connect, frames_in, reload_servers, serve, serve_shards,
+    server_info, stop_server,
 };
 pub use rows::{RowSource, RowVisitor, TableRows};
 pub use shards::{Shards, open_local, read_manifest};
@@ -131,7 +138,7 @@ pub enum StoreError {
         key: u64,
     },
     /// No connection, or it was lost and could not be made again in time.
-    #[error("pserver {endpoint} is unavailable: {detail}")]
+    #[error("{} is unavailable: {detail}", whom(endpoint))]
     Unavailable {
         /// Its address.
         endpoint: String,
@@ -139,7 +146,7 @@ pub enum StoreError {
         detail: String,
     },
     /// A call ran past its deadline.
-    #[error("pserver {endpoint} did not answer within {seconds} s")]
+    #[error("{} did not answer within {seconds} s", whom(endpoint))]
     Timeout {
         /// Its address.
         endpoint: String,
@@ -147,7 +154,7 @@ pub enum StoreError {
         seconds: f64,
     },
     /// The peer answered, and says no: another plan, another graph, no token, a limit.
-    #[error("pserver {endpoint} refused: {detail}")]
+    #[error("{} refused: {detail}", whom(endpoint))]
     Refused {
         /// Its address.
         endpoint: String,
@@ -157,6 +164,11 @@ pub enum StoreError {
     /// Files that are missing, torn or foreign.
     #[error("{0}")]
     Corrupt(String),
+}
+
+/// A server by its endpoint, or a store by its address.
+fn whom(endpoint: &str) -> String {
+    if endpoint.contains("://") { endpoint.to_owned() } else { format!("pserver {endpoint}") }
 }
 
 /// That every query names a table there is.

@@ -11,6 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes before the head: magic, bytes of head, bytes of body.
 pub(crate) const PREFIX: usize = 12;
 const MAGIC: u32 = u32::from_le_bytes(*b"gtw1");
+/// What a body that a peer announces costs at most before its bytes come, where announcements are not believed.
+const BELIEVED: usize = 256 << 10;
 /// What is read at once before the size of a body is known: room for a small message whole, little to copy of a large one.
 const INBOX: usize = 8 << 10;
 
@@ -51,13 +53,24 @@ pub(crate) fn invalid(what: impl Into<String>) -> io::Error {
 /// A body that is being read, and the head that it belongs to.
 struct Arriving {
     head: usize,
+    /// Bytes of the whole body.
+    len: usize,
     body: Pooled,
     filled: usize,
 }
 
+impl Arriving {
+    /// Makes room for more of the body, twice what there is.
+    fn grow(&mut self) {
+        let mut larger = Pooled::take(self.len.min(self.filled * 2));
+        larger[..self.filled].copy_from_slice(&self.body);
+        self.body = larger;
+    }
+}
+
 /// How many messages `bytes` begin with.
 pub(crate) fn read_all<C: Codec + Unpin>(bytes: &[u8], codec: C) -> usize {
-    let mut framed = Framed::new(bytes, codec, super::DEFAULT_MAX_FRAME);
+    let mut framed = Framed::new(bytes, codec, super::DEFAULT_MAX_FRAME).doubting();
     std::iter::from_fn(|| framed.next().now_or_never().flatten()).take_while(Result::is_ok).count()
 }
 
@@ -67,6 +80,8 @@ pub(crate) struct Framed<S, C> {
     codec: C,
     read_limit: usize,
     write_limit: usize,
+    /// Up to what size memory for a body is taken before it comes.
+    believed: usize,
     inbox: Vec<u8>,
     start: usize,
     end: usize,
@@ -89,6 +104,7 @@ impl<S, C: Codec> Framed<S, C> {
             codec,
             read_limit: limit,
             write_limit: limit,
+            believed: usize::MAX,
             inbox,
             start: 0,
             end: 0,
@@ -100,6 +116,12 @@ impl<S, C: Codec> Framed<S, C> {
             written: 0,
             chunks: None,
         }
+    }
+
+    /// Frames of a peer that may announce more than it sends: memory grows with the bytes that come.
+    pub(crate) fn doubting(mut self) -> Self {
+        self.believed = BELIEVED;
+        self
     }
 
     /// Changes the limits, for the handshake has lower ones.
@@ -138,11 +160,11 @@ impl<S, C: Codec> Framed<S, C> {
 
     /// Takes the head and what there is of the body out of the inbox.
     fn begin(&mut self, head: usize, len: usize) -> Arriving {
-        let mut body = Pooled::take(len);
         let from = self.start + PREFIX + head;
         let have = len.min(self.end - from);
+        let mut body = Pooled::take(len.min(self.believed.max(have)));
         body[..have].copy_from_slice(&self.inbox[from..from + have]);
-        Arriving { head, body, filled: have }
+        Arriving { head, len, body, filled: have }
     }
 
     /// Makes room in the inbox for a frame of `need` bytes before its body.
@@ -172,7 +194,10 @@ impl<S: AsyncRead + Unpin, C: Codec + Unpin> Stream for Framed<S, C> {
         let early = || Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into())));
         loop {
             if let Some(a) = &mut this.arriving {
-                while a.filled < a.body.len() {
+                while a.filled < a.len {
+                    if a.filled == a.body.len() {
+                        a.grow();
+                    }
                     let mut rest = ReadBuf::new(&mut a.body[a.filled..]);
                     ready!(Pin::new(&mut this.stream).poll_read(cx, &mut rest))?;
                     match rest.filled().len() {
@@ -334,10 +359,25 @@ mod tests {
 
     #[tokio::test]
     async fn frames_of_all_sizes_arrive_whole_over_any_buffer() {
-        let sizes = [(0, 0), (1, 0), (3, 5), (40, 9000), (20_000, 7), (0, 100_000), (9_000, 30_000), (2, 2)];
-        for buffer in [1, 7, 4096, 1 << 20] {
+        let sizes = [
+            (0, 0),
+            (1, 0),
+            (3, 5),
+            (40, 9000),
+            (20_000, 7),
+            (0, 100_000),
+            (9_000, 30_000),
+            (400_000, 2),
+            (1, 500_000),
+            (3, 900_001),
+            (2, 2),
+        ];
+        for (buffer, doubt) in [(1, true), (7, false), (4096, true), (1 << 20, false), (1 << 20, true)] {
             let (a, b) = tokio::io::duplex(buffer);
             let (mut a, mut b) = (Framed::new(a, Plain, 1 << 20), Framed::new(b, Plain, 1 << 20));
+            if doubt {
+                b = b.doubting();
+            }
             let message = |(h, d): (usize, usize)| ((0..h).map(|i| i as u8).collect(), (0..d).map(|i| (i * 7) as u8).collect());
             let send = async {
                 for s in sizes {
@@ -364,6 +404,18 @@ mod tests {
         a.send((vec![], vec![0; 2000])).await.unwrap();
         let error = b.next().await.unwrap().unwrap_err();
         assert_eq!(error.to_string(), "a frame of 2012 bytes (head 0) is over the limit of 1024 bytes");
+    }
+
+    #[tokio::test]
+    async fn memory_for_a_body_comes_with_its_bytes() {
+        let (mut a, b) = tokio::io::duplex(1 << 20);
+        let mut b = Framed::new(b, Plain, 64 << 20).doubting();
+        a.write_all(b"gtw1\0\0\0\0\0\0\0\x03").await.unwrap();
+        assert!(b.next().now_or_never().is_none());
+        assert_eq!(b.arriving.as_ref().unwrap().body.len(), BELIEVED);
+        a.write_all(&vec![0; BELIEVED + 1]).await.unwrap();
+        assert!(b.next().now_or_never().is_none());
+        assert_eq!(b.arriving.as_ref().unwrap().body.len(), 2 * BELIEVED);
     }
 
     #[tokio::test]

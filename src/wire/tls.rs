@@ -2,6 +2,7 @@
 //! checks that the other's is for the host of the endpoint. A [`Stream`] is plain or within TLS; who has no certificates pays
 //! one branch per read.
 
+use super::prompt::Prompt;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
@@ -74,8 +75,8 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 
 /// A connection, plain or within TLS.
 pub(crate) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Prompt),
+    Tls(Box<TlsStream<Prompt>>),
 }
 
 /// Why a connection was not made.
@@ -108,6 +109,7 @@ impl Stream {
     pub(crate) async fn dial(endpoint: &str, tls: Option<&Tls>) -> Result<Self, Unreached> {
         let stream = TcpStream::connect(endpoint).await?;
         stream.set_nodelay(true)?;
+        let stream = Prompt::new(stream);
         let Some(tls) = tls else { return Ok(Self::Plain(stream)) };
         let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -128,6 +130,7 @@ impl Stream {
     /// A peer that is not trusted, or does not speak TLS where we do; it is told so.
     pub(crate) async fn accept(stream: TcpStream, tls: Option<&Tls>) -> io::Result<Self> {
         stream.set_nodelay(true)?;
+        let stream = Prompt::new(stream);
         let Some(tls) = tls else { return Ok(Self::Plain(stream)) };
         match tls.acceptor.accept(stream).into_fallible().await {
             Ok(stream) => Ok(Self::Tls(Box::new(stream.into()))),
@@ -143,8 +146,8 @@ impl Stream {
 
     fn tcp(&self) -> &TcpStream {
         match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Plain(stream) => stream.tcp(),
+            Self::Tls(stream) => stream.get_ref().0.tcp(),
         }
     }
 

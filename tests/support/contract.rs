@@ -1,8 +1,8 @@
 //! What every store does, and what tests of stores share.
 
 use super::{Source, source};
-use graphtool::plan::Sharding;
-use graphtool::store::{ConnectOptions, Query, Store};
+use graphtool::plan::{Absent, Sharding};
+use graphtool::store::{ConnectOptions, Query, Store, StoreError};
 use graphtool::tensor::{DType, Tensor};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -78,6 +78,35 @@ pub async fn contract(store: &dyn Store, sources: &[Source]) {
     }
     assert!(store.lookup(vec![query(tables.len(), &[0])]).await.is_err());
     assert!(store.stats().lookups > 0);
+}
+
+/// `{5: [1, 1], 9: [2, 2], 4: [3, 3]}` by policy.
+pub fn keyed(name: &'static str, absent: Absent, pieces: usize) -> Source {
+    let values = Tensor::new([3, 2], vec![1f32, 1.0, 2.0, 2.0, 3.0, 3.0]).unwrap();
+    let default_row = Some(vec![9.0, 9.0]);
+    Source { name, values, keys: Some(vec![5, 9, 4]), sharding: Sharding::Row, pieces, absent, default_row }
+}
+
+/// What stores of keyed tables do with keys that are absent.
+pub async fn keyed_contract(store: &dyn Store) {
+    let rows = |ids: &[u64]| vec![query(0, ids), query(1, ids)];
+    let t = |rows: &[f32]| Tensor::new([rows.len() / 2, 2], rows.to_vec()).unwrap();
+    let got = store.lookup(rows(&[5, 7, u64::MAX, 4])).await.unwrap();
+    assert_eq!(got, [t(&[1., 1., 0., 0., 0., 0., 3., 3.]), t(&[1., 1., 9., 9., 9., 9., 3., 3.])]);
+    assert_eq!(store.stats().absent, 4);
+    let got = store.lookup(rows(&[7, 7, 9, 7])).await.unwrap();
+    assert_eq!(got[1], t(&[9., 9., 9., 9., 2., 2., 9., 9.]));
+    assert_eq!(store.stats().absent, 10);
+    assert_eq!(store.lookup(vec![query(2, &[9, 5])]).await.unwrap(), [t(&[2., 2., 1., 1.])]);
+    let error = store.lookup(vec![query(2, &[9, 7])]).await.unwrap_err();
+    assert!(matches!(error, StoreError::Absent { .. }));
+    assert_eq!(error.to_string(), "table \"error\": key 7 is absent");
+    assert_eq!(store.tables()[0].rows, 3);
+}
+
+/// The tables of [`keyed_contract`].
+pub fn keyed_sources(pieces: usize) -> [Source; 3] {
+    [keyed("zero", Absent::Zero, pieces), keyed("default", Absent::Default, pieces), keyed("error", Absent::Error, pieces)]
 }
 
 /// Passes bytes between a client and a server until it is told to hold them back.

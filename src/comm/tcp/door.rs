@@ -29,7 +29,7 @@ pub(super) async fn knock(stream: TcpStream, options: &GroupOptions) -> Result<K
         Ok(stream) => stream.map_err(|e| e.to_string())?,
         Err(_) => return Err("no handshake in time".into()),
     };
-    let mut channel: Channel = BaseChannel::new(Config::default(), Framed::new(stream, RootCodec::new(), HANDSHAKE_FRAME));
+    let mut channel: Channel = BaseChannel::new(Config::default(), Framed::new(stream, RootCodec::new(), HANDSHAKE_FRAME).doubting());
     let first = match tokio::time::timeout_at(deadline, channel.next()).await {
         Ok(Some(first)) => first.map_err(|e| causes(&e))?.request,
         Ok(None) => return Err("closed before the handshake".into()),

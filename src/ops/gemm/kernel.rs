@@ -1,5 +1,6 @@
-//! The inner loops of the `f32` product, for AVX2 with FMA. Each element is one chain of fused multiply-adds over `k` in its
-//! order, so that its bits depend neither on the rows beside it, nor on the tile it is in, nor on how `B` lies.
+//! The inner loops of the `f32` product, for AVX2 with FMA and for AVX-512. Each element is one chain of fused multiply-adds over
+//! `k` in its order, so that its bits depend neither on the rows beside it, nor on the tile it is in, nor on how `B` lies, nor on
+//! the width of the vectors.
 #![allow(unsafe_code)]
 
 use super::Matrix;
@@ -7,9 +8,9 @@ use super::Matrix;
 /// Columns of a panel of `B`.
 pub(super) const WIDTH: usize = 16;
 /// Rows of the largest tile.
-pub(super) const HEIGHT: usize = 6;
+pub(super) const HEIGHT: usize = 12;
 
-/// Whether this machine has the instructions.
+/// Whether this machine has instructions for it.
 pub(super) fn available() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -96,44 +97,96 @@ struct Tile {
     relu: bool,
 }
 
-/// `R` rows by `V` vectors of 8 columns, two to a panel.
-///
-/// # Safety
-/// AVX2 and FMA are there, and the pointers are good for the tile.
+/// `R` rows by `V` vectors, whose columns are those of one panel after the other.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const R: usize, const V: usize>(t: &Tile) {
-    use std::arch::x86_64::{
-        _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_max_ps, _mm256_mul_ps, _mm256_set1_ps,
-        _mm256_setzero_ps, _mm256_storeu_ps,
-    };
-    // SAFETY: the caller's promise; vectors `v` of a tile lie within its columns.
-    unsafe {
-        let mut sums = [[_mm256_setzero_ps(); V]; R];
-        for p in 0..t.k {
-            let b: [_; V] = std::array::from_fn(|v| _mm256_loadu_ps(t.b.add(v / 2 * t.panel + p * t.row + v % 2 * 8)));
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let a = _mm256_broadcast_ss(&*t.a.add(r * t.lda + p));
-                for v in 0..V {
-                    sums[v] = _mm256_fmadd_ps(a, b[v], sums[v]);
+macro_rules! tile {
+    ($name:ident, $features:literal, $lanes:literal, $add:ident, $broadcast:ident, $fmadd:ident, $load:ident, $max:ident, $mul:ident, $zero:ident, $store:ident) => {
+        /// # Safety
+        /// The features are there, and the pointers are good for the tile.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const R: usize, const V: usize>(t: &Tile) {
+            use std::arch::x86_64::*;
+            // SAFETY: the caller's promise; vectors `v` of a tile lie within its columns.
+            unsafe {
+                let mut sums = [[$zero(); V]; R];
+                for p in 0..t.k {
+                    let at = |v: usize| v * $lanes / WIDTH * t.panel + p * t.row + v * $lanes % WIDTH;
+                    let b: [_; V] = std::array::from_fn(|v| $load(t.b.add(at(v))));
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let a = $broadcast(*t.a.add(r * t.lda + p));
+                        for v in 0..V {
+                            sums[v] = $fmadd(a, b[v], sums[v]);
+                        }
+                    }
+                }
+                let (alpha, zero) = ($broadcast(t.alpha), $zero());
+                for (r, sums) in sums.into_iter().enumerate() {
+                    for (v, mut x) in sums.into_iter().enumerate() {
+                        if t.alpha != 1.0 {
+                            x = $mul(x, alpha);
+                        }
+                        if !t.bias.is_null() {
+                            x = $add(x, $load(t.bias.add(v * $lanes)));
+                        }
+                        if t.relu {
+                            // NaN stays, and so does the sign of a zero: the second operand is given back then.
+                            x = $max(zero, x);
+                        }
+                        $store(t.out.add(r * t.ldo + v * $lanes), x);
+                    }
                 }
             }
         }
-        let (alpha, zero) = (_mm256_set1_ps(t.alpha), _mm256_setzero_ps());
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (v, mut x) in sums.into_iter().enumerate() {
-                if t.alpha != 1.0 {
-                    x = _mm256_mul_ps(x, alpha);
-                }
-                if !t.bias.is_null() {
-                    x = _mm256_add_ps(x, _mm256_loadu_ps(t.bias.add(v * 8)));
-                }
-                if t.relu {
-                    // NaN stays, and so does the sign of a zero: the second operand is given back then.
-                    x = _mm256_max_ps(zero, x);
-                }
-                _mm256_storeu_ps(t.out.add(r * t.ldo + v * 8), x);
-            }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+tile!(
+    tile_avx2,
+    "avx2,fma",
+    8,
+    _mm256_add_ps,
+    _mm256_set1_ps,
+    _mm256_fmadd_ps,
+    _mm256_loadu_ps,
+    _mm256_max_ps,
+    _mm256_mul_ps,
+    _mm256_setzero_ps,
+    _mm256_storeu_ps
+);
+#[cfg(target_arch = "x86_64")]
+tile!(
+    tile_avx512,
+    "avx512f",
+    16,
+    _mm512_add_ps,
+    _mm512_set1_ps,
+    _mm512_fmadd_ps,
+    _mm512_loadu_ps,
+    _mm512_max_ps,
+    _mm512_mul_ps,
+    _mm512_setzero_ps,
+    _mm512_storeu_ps
+);
+
+/// The vectors that a tile is made of.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+enum Vectors {
+    Avx2,
+    Avx512,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Vectors {
+    fn widest() -> Self {
+        if std::arch::is_x86_feature_detected!("avx512f") { Self::Avx512 } else { Self::Avx2 }
+    }
+
+    /// Rows of the largest tile.
+    fn rows(self) -> usize {
+        match self {
+            Self::Avx2 => 6,
+            Self::Avx512 => HEIGHT,
         }
     }
 }
@@ -141,6 +194,12 @@ unsafe fn tile<const R: usize, const V: usize>(t: &Tile) {
 /// Computes a part of `a x b`; `a` has columns side by side.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn part(k: usize, a: Matrix<f32>, start: usize, b: Panels, part: Part, out: Out, finish: Finish) {
+    part_by(Vectors::widest(), k, a, start, b, part, out, finish);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::too_many_arguments)]
+fn part_by(widest: Vectors, k: usize, a: Matrix<f32>, start: usize, b: Panels, part: Part, out: Out, finish: Finish) {
     let (n, full) = (out.n, out.n / WIDTH);
     let ((top, height), (left, across)) = (part.rows, part.panels);
     assert!(available() && a.col == 1 && a.holds(start + top * a.row, height, k) && b.holds(k, left + across));
@@ -155,12 +214,15 @@ pub(super) fn part(k: usize, a: Matrix<f32>, start: usize, b: Panels, part: Part
     while j < left + across {
         let tail = j >= full;
         let side_by_side = (left + across).min(full) - j.min(full);
+        // Half a panel is one of the short ones.
+        let vectors = if tail && width <= WIDTH / 2 { Vectors::Avx2 } else { widest };
+        let tallest = vectors.rows();
         let mut row = 0;
         let mut step = 1;
         while row < height {
             let remaining = height - row;
             // Two halves are faster than a tall tile and a low one.
-            let rows = if remaining > HEIGHT && remaining < 2 * HEIGHT { remaining.div_ceil(2) } else { remaining.min(HEIGHT) };
+            let rows = if remaining > tallest && remaining < 2 * tallest { remaining.div_ceil(2) } else { remaining.min(tallest) };
             // SAFETY: the assertions: rows `top..top + height` of `a`, panels `left..left + across` of `b` and those
             // columns of `out` and the bias are there; columns past `n` go to `scratch`.
             unsafe {
@@ -181,12 +243,18 @@ pub(super) fn part(k: usize, a: Matrix<f32>, start: usize, b: Panels, part: Part
                 if tail {
                     (t.out, t.ldo) = (scratch.as_mut_ptr(), WIDTH);
                     t.bias = finish.bias.map_or(std::ptr::null(), |_| tail_bias.as_ptr());
-                    tail_tile(rows, width, &t);
+                    match vectors {
+                        Vectors::Avx2 => tail_tile(rows, width, &t),
+                        Vectors::Avx512 => wide_panel(rows, &t),
+                    }
                     for (r, line) in scratch.chunks(WIDTH).enumerate().take(rows) {
                         out.row(top + row + r, j * WIDTH, width, |to| to.copy_from_slice(&line[..width]));
                     }
                 } else {
-                    step = full_tile(rows, height, side_by_side, &t);
+                    step = match vectors {
+                        Vectors::Avx2 => full_tile(rows, height, side_by_side, &t),
+                        Vectors::Avx512 => wide_tile(rows, height, side_by_side, &t),
+                    };
                 }
             }
             row += rows;
@@ -195,26 +263,25 @@ pub(super) fn part(k: usize, a: Matrix<f32>, start: usize, b: Panels, part: Part
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_rows {
+    ($tile:ident, $v:literal, $rows:expr, $t:expr, $($r:literal)* | $most:literal) => {
+        match $rows {
+            $($r => $tile::<$r, $v>($t),)*
+            _ => $tile::<$most, $v>($t),
+        }
+    };
+}
+
 /// Panels of the tile that was computed: several if all the rows of the part are few.
 #[cfg(target_arch = "x86_64")]
 unsafe fn full_tile(rows: usize, height: usize, side_by_side: usize, t: &Tile) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
         match (height, side_by_side) {
-            (1, 4..) => (tile::<1, 8>(t), 4).1,
-            (2, 2..) => (tile::<2, 4>(t), 2).1,
-            (3, 2..) => (tile::<3, 4>(t), 2).1,
-            _ => {
-                match rows {
-                    1 => tile::<1, 2>(t),
-                    2 => tile::<2, 2>(t),
-                    3 => tile::<3, 2>(t),
-                    4 => tile::<4, 2>(t),
-                    5 => tile::<5, 2>(t),
-                    _ => tile::<6, 2>(t),
-                }
-                1
-            }
+            (1, 4..) => (tile_avx2::<1, 8>(t), 4).1,
+            (2, 2..) => (tile_avx2::<2, 4>(t), 2).1,
+            _ => (by_rows!(tile_avx2, 2, rows, t, 1 2 3 4 5 | 6), 1).1,
         }
     }
 }
@@ -223,27 +290,31 @@ unsafe fn full_tile(rows: usize, height: usize, side_by_side: usize, t: &Tile) -
 unsafe fn tail_tile(rows: usize, width: usize, t: &Tile) {
     // SAFETY: the caller's promise; a row of the scratch has room for both vectors.
     unsafe {
-        match (rows, width <= 8) {
-            (1, true) => tile_in::<1, 1>(t),
-            (2, true) => tile_in::<2, 1>(t),
-            (3, true) => tile_in::<3, 1>(t),
-            (4, true) => tile_in::<4, 1>(t),
-            (5, true) => tile_in::<5, 1>(t),
-            (_, true) => tile_in::<6, 1>(t),
-            (1, _) => tile_in::<1, 2>(t),
-            (2, _) => tile_in::<2, 2>(t),
-            (3, _) => tile_in::<3, 2>(t),
-            (4, _) => tile_in::<4, 2>(t),
-            (5, _) => tile_in::<5, 2>(t),
-            _ => tile_in::<6, 2>(t),
+        match width <= 8 {
+            true => by_rows!(tile_avx2, 1, rows, t, 1 2 3 4 5 | 6),
+            false => by_rows!(tile_avx2, 2, rows, t, 1 2 3 4 5 | 6),
+        }
+    }
+}
+
+/// As [`full_tile`], in vectors of a panel each.
+#[cfg(target_arch = "x86_64")]
+unsafe fn wide_tile(rows: usize, height: usize, side_by_side: usize, t: &Tile) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (height, side_by_side) {
+            (1, 8..) => (tile_avx512::<1, 8>(t), 8).1,
+            (1..=3, 4..) => (by_rows!(tile_avx512, 4, rows, t, 1 2 | 3), 4).1,
+            (_, 2..) => (by_rows!(tile_avx512, 2, rows, t, 1 2 3 4 5 6 7 8 9 10 11 | 12), 2).1,
+            _ => (wide_panel(rows, t), 1).1,
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-unsafe fn tile_in<const R: usize, const V: usize>(t: &Tile) {
+unsafe fn wide_panel(rows: usize, t: &Tile) {
     // SAFETY: the caller's promise.
-    unsafe { tile::<R, V>(t) }
+    unsafe { by_rows!(tile_avx512, 1, rows, t, 1 2 3 4 5 6 7 8 9 10 11 | 12) }
 }
 
 /// `out[c] = a . b[c]` for columns that each lie together, `a.len()` apart: sums over 16 lanes, joined in one order.
@@ -289,4 +360,34 @@ pub(super) fn part(_: usize, _: Matrix<f32>, _: usize, _: Panels, _: Part, _: Ou
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) fn dots(_: &[f32], _: &[f32], _: &mut [f32]) {
     unreachable!("this machine has no such instructions");
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_bit_depends_on_the_vectors() {
+        if !(available() && matches!(Vectors::widest(), Vectors::Avx512)) {
+            println!("skipped: this machine has no AVX-512");
+            return;
+        }
+        let number = |i: usize| (i * 7919 % 1013) as f32 / 64.0 - 7.0;
+        for n in [4usize, 8, 9, 16, 17, 40, 63, 128, 150, 200] {
+            for (m, k) in [(1, 33), (2, 5), (3, 40), (4, 7), (6, 31), (11, 8), (13, 20), (23, 3), (25, 64), (50, 0)] {
+                let a: Vec<f32> = (0..m * k).map(number).collect();
+                let b: Vec<f32> = (0..n.div_ceil(WIDTH) * WIDTH * k).map(|i| number(i + 5)).collect();
+                let bias: Vec<f32> = (0..n).map(|i| number(i + 9)).collect();
+                let panels = Panels { data: &b, row: WIDTH, panel: k * WIDTH };
+                let whole = Part { rows: (0, m), panels: (0, n.div_ceil(WIDTH)) };
+                let finish = Finish { alpha: 0.3, bias: Some(&bias), relu: true };
+                let by = |vectors| {
+                    let mut out = vec![f32::NAN; m * n];
+                    part_by(vectors, k, Matrix::new(&a, k, false), 0, panels, whole, Out::new(&mut out, n), finish);
+                    out
+                };
+                assert_eq!(by(Vectors::Avx2), by(Vectors::Avx512), "{m} {n} {k}");
+            }
+        }
+    }
 }

@@ -17,6 +17,8 @@ const FEW: usize = 12;
 const BLOCK: usize = 256 << 10;
 /// Rows of a task at least, where there are so many.
 const LEAST_ROWS: usize = 48;
+/// Tasks of each thread, where there is work enough.
+const TASKS: usize = 4;
 /// Elements of the buffer that a thread keeps for the next call.
 const KEPT: usize = 1 << 20;
 
@@ -175,7 +177,7 @@ impl Cut<'_> {
     /// Rows of a task.
     fn rows(&self, threads: usize) -> usize {
         let m = self.dims.m;
-        if threads == 1 || m < 2 * LEAST_ROWS { m } else { LEAST_ROWS.max(m.div_ceil(threads * 4).next_multiple_of(HEIGHT)) }
+        if threads == 1 || m < 2 * LEAST_ROWS { m } else { LEAST_ROWS.max(m.div_ceil(threads * TASKS).next_multiple_of(HEIGHT)) }
     }
 
     fn threads(&self) -> usize {
@@ -186,8 +188,10 @@ impl Cut<'_> {
     fn panels(&self, b: Panels, (first, count): (usize, usize), out: &mut [f32]) {
         let Dims { m, n, k } = self.dims;
         let threads = self.threads();
-        let rows = self.rows(threads);
-        let across = if threads == 1 || rows < m { count } else { count.div_ceil(threads * 2) };
+        // Few rows are not cut: parts of `B` are as good a piece of work, and can be small enough for all threads to end at once.
+        let few = m < threads * TASKS * LEAST_ROWS && count >= threads * 2;
+        let rows = if few { m } else { self.rows(threads) };
+        let across = if threads == 1 || rows < m { count } else { count.div_ceil(threads * TASKS) };
         // What the kernel does itself, and what is left to do.
         let (bias, mut rest) = match self.epilogue.bias {
             Bias::None => (None, Epilogue { bias: Bias::None, ..*self.epilogue }),

@@ -3,7 +3,8 @@
 use super::op;
 use crate::ir::{Dim, OpName};
 use crate::ops::gemm::sigmoid;
-use crate::ops::matmul::{infer_matmul, integer_product};
+use crate::ops::matmul::infer_matmul;
+use crate::ops::matmul_integer::integer_product;
 use crate::ops::quant::{dynamic_quantize, pack, range, round};
 use crate::ops::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Run, broadcast_dims, find, infer, one, util};
 use crate::tensor::{DType, Shape, Tensor, Value, cast};

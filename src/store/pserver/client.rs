@@ -104,20 +104,6 @@ pub async fn stop_server(endpoint: &str, options: &ConnectOptions) -> Result<(),
     }
 }
 
-/// Lets the server at `endpoint` open its directory anew, which is to hold the plan `plan_id`. Connections that are made from then
-/// on get it; those that are there keep what they have.
-///
-/// # Errors
-/// A server that is not there within the time, or refuses; whatever keeps it from opening the directory, after which it goes on
-/// with what it has.
-pub async fn reload_server(endpoint: &str, plan_id: &str, options: &ConnectOptions) -> Result<(), StoreError> {
-    let client = Client::control(endpoint, options);
-    match client.ask(Call::Reload(plan_id.into())).await? {
-        Answer::Done => Ok(()),
-        other => Err(client.unexpected(other)),
-    }
-}
-
 /// What is seen of a server that is silent.
 const NO_ANSWER: &str = "no answer";
 
@@ -181,13 +167,14 @@ impl Client {
         }
     }
 
-    fn control(endpoint: &str, options: &ConnectOptions) -> Self {
+    /// Of the server itself, whatever it serves.
+    pub(super) fn control(endpoint: &str, options: &ConnectOptions) -> Self {
         let identity = Identity { plan_id: String::new(), fingerprint: String::new(), token: options.token.clone(), size: 0 };
         Self::new(endpoint, Hello::new(Role::Control, identity, 0, options.max_frame), options, Arc::new([]), Arc::new([]))
     }
 
-    /// One call of the control set, on a connection of its own.
-    async fn ask(&self, call: Call) -> Result<Answer, StoreError> {
+    /// One call of the control set, on the connection that there is.
+    pub(super) async fn ask(&self, call: Call) -> Result<Answer, StoreError> {
         let connection = self.connection(Instant::now() + self.connect_timeout).await?;
         self.call(&connection, call, Instant::now() + self.rpc_timeout).await.map_err(|gone| self.last(gone))
     }
@@ -204,7 +191,7 @@ impl Client {
         StoreError::Timeout { endpoint: self.endpoint.clone(), seconds: self.rpc_timeout.as_secs_f64() }
     }
 
-    fn unexpected(&self, answer: Answer) -> StoreError {
+    pub(super) fn unexpected(&self, answer: Answer) -> StoreError {
         match answer {
             Answer::Failed(Failure::Refused(detail)) => self.refused(detail),
             Answer::Failed(Failure::Busy(detail)) => self.unavailable(detail),

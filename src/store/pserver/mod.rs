@@ -5,15 +5,17 @@ mod chunks;
 mod client;
 mod frames;
 mod options;
+mod reload;
 mod replicas;
 mod server;
 mod versions;
 mod watch;
 mod wire;
 
-pub use client::{ConnectOptions, connect, reload_server, server_info, stop_server};
+pub use client::{ConnectOptions, connect, server_info, stop_server};
 pub use frames::frames_in;
 pub use options::ServeOptions;
+pub use reload::{ReloadError, reload_servers};
 pub use server::{serve, serve_shards};
 pub use watch::ServerWatch;
 

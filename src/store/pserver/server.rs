@@ -1,6 +1,7 @@
 //! The server: a runtime of one thread per core, each with its share of the connections. Nothing that a client sends is
 //! trusted, and what one client does wrong is answered to that client alone.
 
+use super::reload::Held;
 use super::versions::{Version, Versions};
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
 use super::{ServeOptions, ServerInfo};
@@ -208,7 +209,7 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
         Err(_) => return Err("no handshake in time".into()),
         Ok(stream) => stream.map_err(|e| e.to_string())?,
     };
-    let transport = Framed::new(stream, ServerCodec::new(), HANDSHAKE_FRAME);
+    let transport = Framed::new(stream, ServerCodec::new(), HANDSHAKE_FRAME).doubting();
     let mut channel: Channel = BaseChannel::new(Config::default(), transport);
     let hello = match tokio::time::timeout_at(deadline, channel.next()).await {
         Err(_) => return Err("no handshake in time".into()),
@@ -227,17 +228,18 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
         return Ok(());
     }
     let mut tick = tokio::time::interval(o.stall_timeout.max(Duration::from_millis(1)));
-    let mut partial = None;
+    let (mut partial, mut held) = (None, Held::default());
     loop {
         tokio::select! {
             biased;
             next = channel.next() => {
                 let Some(next) = next else { return Ok(()) };
                 let request = next.map_err(|e| causes(&e))?.request;
-                answer_one(&mut channel, shared, (role, &version), request).await?;
+                answer_one(&mut channel, shared, (role, &version), &mut held, request).await?;
             }
             _ = stop.changed() => return Ok(()),
             _ = tick.tick() => {
+                held.expire();
                 // The same frame still under way at the second tick has had its time.
                 let now = std::pin::Pin::new(&mut channel).get_pin_ref().partial();
                 if now.is_some() && now == partial {
@@ -274,6 +276,7 @@ async fn answer_one(
     channel: &mut Channel,
     shared: &Shared,
     (role, version): (Role, &Version),
+    held: &mut Held,
     request: tarpc::Request<Call>,
 ) -> Result<(), String> {
     let id = request.id;
@@ -299,23 +302,15 @@ async fn answer_one(
             shared.stop.send_replace(true);
             Ok(())
         }
-        Call::Reload(plan_id) if role == Role::Control => {
-            let answer = reload(shared, plan_id).await.map_or_else(Answer::Failed, |()| Answer::Done);
+        call @ (Call::Prepare { .. } | Call::Commit(_)) if role == Role::Control => {
+            let answer = held.answer(call, &shared.versions, &shared.options).await;
             reply(channel, shared, id, answer).await
         }
-        Call::Reload(_) => reply(channel, shared, id, refuse("only a control connection reloads")).await,
+        Call::Prepare { .. } | Call::Commit(_) => reply(channel, shared, id, refuse("only a control connection reloads")).await,
         Call::Shutdown => reply(channel, shared, id, refuse("this server does not let its clients stop it")).await,
         Call::Fetch(_) => reply(channel, shared, id, refuse("a control connection looks nothing up")).await,
         Call::Hello(_) => reply(channel, shared, id, refuse("the handshake is done")).await,
     }
-}
-
-/// Opens the directory anew, on a thread of its own.
-async fn reload(shared: &Shared, plan_id: String) -> Result<(), Failure> {
-    let (versions, options) = (shared.versions.clone(), shared.options.clone());
-    let (send, done) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || send.send(versions.reload(&plan_id, &options)));
-    done.await.unwrap_or_else(|_| Err(Failure::Busy("the reload came to no end".into())))
 }
 
 fn refuse(why: &str) -> Answer {

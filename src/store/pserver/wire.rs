@@ -20,8 +20,13 @@ pub(super) enum Call {
     Fetch(Request),
     Info,
     Shutdown,
-    /// Open the directory anew, which is to hold this plan id.
-    Reload(String),
+    /// Open the directory anew, which is to hold this plan id, and hold it for so long.
+    Prepare {
+        plan_id: String,
+        hold: Duration,
+    },
+    /// Serve what this connection had prepared.
+    Commit(String),
 }
 
 impl RequestName for Call {
@@ -31,7 +36,8 @@ impl RequestName for Call {
             Call::Fetch(_) => "fetch",
             Call::Info => "info",
             Call::Shutdown => "shutdown",
-            Call::Reload(_) => "reload",
+            Call::Prepare { .. } => "prepare",
+            Call::Commit(_) => "commit",
         }
     }
 }
@@ -82,7 +88,7 @@ impl From<StoreError> for Failure {
 /// Absent keys that go in the head; more of them follow the rows.
 const ABSENT_IN_HEAD: usize = 1 << 16;
 
-/// The longest deadline that a server believes.
+/// The longest time, to a deadline or to hold something, that a server believes.
 const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 /// The client's side of the wire.
@@ -107,7 +113,8 @@ impl Codec for ClientCodec {
             Call::Fetch(_) => 1,
             Call::Info => 2,
             Call::Shutdown => 3,
-            Call::Reload(_) => 4,
+            Call::Prepare { .. } => 4,
+            Call::Commit(_) => 5,
         };
         head.put_u8(kind);
         head.put_u64_le(request.id);
@@ -126,7 +133,11 @@ impl Codec for ClientCodec {
                 }
                 return Ok(Body::Whole(request.ids));
             }
-            Call::Reload(plan_id) => put_str(head, &plan_id),
+            Call::Prepare { plan_id, hold } => {
+                put_str(head, &plan_id);
+                head.put_u64_le(hold.as_micros().min(u128::from(u64::MAX)) as u64);
+            }
+            Call::Commit(plan_id) => put_str(head, &plan_id),
             Call::Info | Call::Shutdown => {}
         }
         Ok(Body::Whole(Bytes::new()))
@@ -230,7 +241,8 @@ impl Codec for ServerCodec {
             }
             2 => Call::Info,
             3 => Call::Shutdown,
-            4 => Call::Reload(f.str()?),
+            4 => Call::Prepare { plan_id: f.str()?, hold: Duration::from_micros(f.u64()?).min(MAX_DEADLINE) },
+            5 => Call::Commit(f.str()?),
             other => return Err(invalid(format!("unknown call {other}"))),
         };
         f.end()?;
