@@ -127,6 +127,9 @@ impl Batcher {
                 return Err(Refusal::Busy("the server is ending".into()));
             }
             if state.waiting.len() >= self.options.queue {
+                state.waiting.retain(|a| !a.reply.is_closed());
+            }
+            if state.waiting.len() >= self.options.queue {
                 return Err(Refusal::Busy(format!("{} requests are waiting already", state.waiting.len())));
             }
             state.waiting.push_back(ask);

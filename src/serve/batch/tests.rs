@@ -84,8 +84,11 @@ fn a_queue_is_bounded_and_ends_with_what_it_has() {
         assert!((&mut first).now_or_never().is_none() && (&mut second).now_or_never().is_none());
         let third = batcher.run(ids(&[0])).await.unwrap_err();
         assert_eq!((third.status(), third.to_string()), (503, "2 requests are waiting already".into()));
-        // Whoever no longer waits is not computed.
+        // Whoever no longer waits is not computed, and makes room.
         drop(second);
+        let mut fourth = batcher.run(ids(&[3])).boxed();
+        assert!((&mut fourth).now_or_never().is_none());
+        drop(fourth);
         batcher.close();
         assert_eq!(first.await, Ok(rows(&[12.0])));
         assert_eq!(batcher.run(ids(&[0])).await.unwrap_err().status(), 503);
