@@ -20,4 +20,4 @@ pub use parse::{ParseError, parse_model};
 pub use parts::{NodeParts, Parts};
 pub use print::{digest, fingerprint, print_graph, print_model};
 pub use types::{Dim, Type};
-pub use verify::{MAX_EXPANSION, function_faults, verify};
+pub use verify::{IR_VERSIONS, MAX_EXPANSION, defined_twice, function_faults, opset_fault, verify};

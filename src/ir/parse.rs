@@ -93,9 +93,9 @@ impl Parser<'_> {
     /// Takes a word if it is next and ends there.
     fn word(&mut self, word: &str) -> bool {
         self.skip();
-        let rest = &self.text[self.at..];
-        let ends = rest[word.len().min(rest.len())..].chars().next().is_none_or(|c| !is_bare_name(c.encode_utf8(&mut [0; 4])) && c != '_');
-        rest.starts_with(word) && ends && self.mark(word)
+        let Some(after) = self.text[self.at..].strip_prefix(word) else { return false };
+        let ends = after.chars().next().is_none_or(|c| !is_bare_name(c.encode_utf8(&mut [0; 4])) && c != '_');
+        ends && self.mark(word)
     }
 
     fn expect(&mut self, mark: &str) -> Result<()> {
@@ -554,5 +554,8 @@ graph g(x: float32[batch,?], "odd name": int64[2] = [1, 2], cond: bool[]) -> (y:
         assert_eq!(error.to_string(), "line 3: node \"y\" (Neg): input \"x\" is made by nobody");
         let error = parse_model("graph g(x: float32[2]) -> (y: float32[2]) {\n  y: float32[n] = Neg(x)\n}").unwrap_err();
         assert_eq!(error.to_string(), "line 2: output \"y\" is float32[2] in the interface, float32[n] where it is made");
+        // A letter of several bytes where a word might end.
+        let error = parse_model("model ir_version=8 opset=[]\nmetadat\u{7e3}").unwrap_err();
+        assert!(error.to_string().starts_with("line 2: expected \"graph\""), "{error}");
     }
 }

@@ -5,20 +5,53 @@
 //! * what a body captures is made by a graph around it; the main graph and functions capture nothing;
 //! * an attribute that refers to a function's attribute stands in a function;
 //! * a graph output is a value of its graph;
-//! * no function calls itself, and all calls together stand for a number of nodes that can be run.
+//! * the version of the format is one that can be, and each domain has one version of its operators;
+//! * no function is defined twice or calls itself, and all calls together stand for a number of nodes that can be run.
 
 use super::attr::Attr;
 use super::graph::Graph;
-use super::model::{Function, Model};
-use super::node::{Kind, OpName};
+use super::model::{Function, Model, OpsetImport};
+use super::node::{Kind, OpName, normal_domain};
 use std::collections::{HashMap, HashSet};
 
 /// Nodes that the calls of functions may stand for.
 pub const MAX_EXPANSION: u64 = 2_000_000;
 
+/// The versions of a file format that there may be.
+pub const IR_VERSIONS: std::ops::RangeInclusive<i64> = 1..=1000;
+/// The versions of operators that there may be.
+const OPSET_VERSIONS: std::ops::RangeInclusive<i64> = 0..=1_000_000;
+
+/// What is wrong with the versions of operators that a model or a function imports.
+pub fn opset_fault(imports: &[OpsetImport]) -> Option<String> {
+    let mut seen = HashSet::new();
+    imports.iter().find_map(|import| {
+        let OpsetImport { domain, version, .. } = import;
+        if !OPSET_VERSIONS.contains(version) {
+            return Some(format!("opset version {version} of domain \"{domain}\" is not one that exists"));
+        }
+        (!seen.insert(normal_domain(domain))).then(|| format!("opset of domain \"{domain}\" is imported twice"))
+    })
+}
+
+/// A function that is there twice.
+pub fn defined_twice(functions: &[Function]) -> Option<String> {
+    let mut seen = HashSet::new();
+    let twice = functions.iter().find(|f| !seen.insert(f.op()))?;
+    Some(format!("function \"{}\" of domain \"{}\" is defined twice", twice.name, twice.domain))
+}
+
 /// Every fault of a model's structure, each on a line of its own; empty for a valid one.
 pub fn verify(model: &Model) -> Vec<String> {
     let mut faults = Vec::new();
+    if !IR_VERSIONS.contains(&model.ir_version) {
+        faults.push(format!("ir_version {} is not one that exists", model.ir_version));
+    }
+    faults.extend(opset_fault(&model.opset_imports));
+    faults.extend(defined_twice(&model.functions));
+    for f in &model.functions {
+        faults.extend(opset_fault(&f.opset_imports).map(|fault| format!("function \"{}\": {fault}", f.name)));
+    }
     graph(&model.graph, "", false, &HashSet::new(), &mut faults);
     for f in &model.functions {
         graph(&f.graph, &format!("function \"{}\": ", f.name), true, &HashSet::new(), &mut faults);

@@ -8,8 +8,8 @@ use super::proto::{
 use super::tensor::{self, Encoding};
 use super::unknown::{WireError, check_fields};
 use crate::ir::{
-    self, Attr, Attrs, Constant, Dim, Function, Graph, GraphError, Kind, Model, NodeParts, OpName, OpsetImport, Output, Parts, Residue,
-    SparseConstant, Type, normal_domain,
+    self, Attr, Attrs, Constant, Dim, Function, Graph, GraphError, IR_VERSIONS, Kind, Model, NodeParts, OpName, OpsetImport, Output, Parts,
+    Residue, SparseConstant, Type, defined_twice, normal_domain, opset_fault,
 };
 use crate::tensor::{DType, Tensor};
 use bytes::Bytes;
@@ -21,9 +21,6 @@ pub(super) const PLACE_KEY: &str = "graphtool.place";
 
 /// The key under which it says how they were stored: nothing, `typed`, or the external data pairs in JSON.
 pub(super) const ENCODING_KEY: &str = "graphtool.encoding";
-
-/// Operator set versions above this are absurd.
-const MAX_OPSET: i64 = 1_000_000;
 
 /// What is wrong with a model file: each fault on its own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -86,7 +83,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn model(&self, mut p: ModelProto) -> Result<Model> {
         let Some(ir_version) = p.ir_version.take() else { return fail("not an ONNX model: it has no ir_version".into()) };
-        if !(1..=1000).contains(&ir_version) {
+        if !IR_VERSIONS.contains(&ir_version) {
             return fail(format!("ir_version {ir_version} is not one that exists"));
         }
         let Some(graph) = p.graph.take() else { return fail("the model has no graph".into()) };
@@ -97,14 +94,8 @@ impl Reader<'_> {
         for info in &p.training_info {
             model.pinned.extend(info.initialization_binding.iter().chain(&info.update_binding).map(|b| b.key().to_owned()));
         }
-        let mut seen = HashSet::new();
-        for f in std::mem::take(&mut p.functions) {
-            let f = self.function(f)?;
-            if !seen.insert((normal_domain(&f.domain).to_owned(), f.name.clone(), f.overload.clone())) {
-                return fail(format!("function \"{}\" of domain \"{}\" is defined twice", f.name, f.domain));
-            }
-            model.functions.push(f);
-        }
+        model.functions = std::mem::take(&mut p.functions).into_iter().map(|f| self.function(f)).collect::<Result<_>>()?;
+        defined_twice(&model.functions).map_or(Ok(()), fail)?;
         model.graph = self.graph(graph, false)?;
         model.residue = residue(&p);
         Ok(model)
@@ -327,21 +318,13 @@ pub(super) fn attr_type(value: &Attr) -> Option<AttributeType> {
 }
 
 fn opsets(protos: Vec<OperatorSetIdProto>) -> Result<Vec<OpsetImport>> {
-    let mut seen = HashSet::new();
-    protos
-        .into_iter()
-        .map(|mut p| {
-            let version = p.version.take().unwrap_or(0);
-            let domain = take_text(&mut p.domain);
-            if !(0..=MAX_OPSET).contains(&version) {
-                return fail(format!("opset version {version} of domain \"{domain}\" is not one that exists"));
-            }
-            if !seen.insert(normal_domain(&domain).to_owned()) {
-                return fail(format!("opset of domain \"{domain}\" is imported twice"));
-            }
-            Ok(OpsetImport { domain, version, residue: residue(&p) })
-        })
-        .collect()
+    let import = |mut p: OperatorSetIdProto| {
+        let version = p.version.take().unwrap_or(0);
+        let domain = take_text(&mut p.domain);
+        OpsetImport { domain, version, residue: residue(&p) }
+    };
+    let imports: Vec<OpsetImport> = protos.into_iter().map(import).collect();
+    opset_fault(&imports).map_or(Ok(imports), fail)
 }
 
 fn value_info(mut p: ValueInfoProto) -> Result<Output> {
