@@ -152,6 +152,13 @@ mod tests {
         assert_eq!(Chain::parse("shards://a,b").unwrap().source, Source::Shards(Some("a,b".into())));
     }
 
+    #[cfg(not(feature = "redis"))]
+    #[test]
+    fn a_build_without_redis_says_so_and_not_the_password() {
+        let error = Chain::parse("dedup,rediss+cluster://:secret@h:1,h:2/n").unwrap_err();
+        assert_eq!(error, "rediss+cluster://: this build has no Redis; one with --features redis has");
+    }
+
     #[test]
     fn a_wrong_chain_says_what_is_accepted() {
         for (text, why) in [

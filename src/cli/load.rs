@@ -13,6 +13,8 @@ use std::path::PathBuf;
 ///
 /// Needs a build with --features redis, and Redis 6 or later with room for all rows and a policy that evicts none.
 #[derive(clap::Args)]
+// A build without Redis reads the arguments only to refuse them.
+#[cfg_attr(not(feature = "redis"), allow(dead_code))]
 pub(super) struct Args {
     /// The deployment directory
     dir: PathBuf,
@@ -48,7 +50,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 
 #[cfg(feature = "redis")]
 fn fill(args: &Args, url: &crate::store::RedisUrl) -> anyhow::Result<()> {
-    use super::size;
+    use super::{output, size};
     use crate::store::{LoadOptions, load_redis, read_manifest};
     use indicatif::{ProgressBar, ProgressStyle};
     use std::io::IsTerminal;
