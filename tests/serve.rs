@@ -284,7 +284,7 @@ fn a_pserver_that_is_gone_is_503_until_it_is_back() {
     let text = dir.to_str().expect("text");
     let pserver = |port: &str| Running::start(&["run", text, "--role", "pserver", "--port", port], "listens on ");
     let (running, endpoint) = pserver("0");
-    let server = serve(&dir, &["--servers", &endpoint, "--rpc-timeout", "0.5"]);
+    let server = serve(&dir, &["--store", &format!("pserver://{endpoint}"), "--rpc-timeout", "0.5"]);
     let session = session(&widedeep());
     let given = inputs(&session, &models().join("widedeep_ts11/test_data_set_0"));
     let wanted = session.run(given.clone()).expect("a run");
@@ -295,6 +295,8 @@ fn a_pserver_that_is_gone_is_503_until_it_is_back() {
     assert_eq!((lost.status, lost.header("retry-after")), (503, Some("1")));
     assert!(lost.error().contains(&endpoint), "{}", lost.error());
     assert_eq!((server.get("/readyz").status, server.get("/healthz").status), (503, 200));
+    let about = server.get("/page/about.json").json();
+    assert_eq!(about["tables"][0]["pieces"][0]["places"], serde_json::json!([endpoint]));
     let (_running, again) = pserver(endpoint.rsplit_once(':').expect("a port").1);
     assert_eq!(again, endpoint);
     while server.get("/readyz").status != 200 {}

@@ -1,5 +1,6 @@
 //! `graphtool serve`
 
+use super::chain::Source;
 use super::job::{JobArgs, STORE_ENV, TlsArgs, positive, seconds, token};
 use super::monitor::{self, Ids};
 use super::process::{is_loopback, listen, stop_signal};
@@ -222,7 +223,13 @@ fn service(
         Some(m) => format!("deployment, plan {}", m.plan_id),
         None => "model file".into(),
     };
-    let about = about(&interface.name, VERSION, &source, manifest.as_ref(), &args.servers).to_string();
+    let (servers, place) = match stores::chain(&args.job()?, &args.servers)?.source {
+        Source::Pservers(endpoints) => (endpoints, ""),
+        #[cfg(feature = "redis")]
+        Source::Redis(_) => (Vec::new(), "Redis"),
+        Source::Memory | Source::Shards(_) => (Vec::new(), "this process"),
+    };
+    let about = about((&interface.name, VERSION), &source, manifest.as_ref(), &servers, place).to_string();
     let (start, plan) = (monitor::now(), manifest.map_or(String::new(), |m| m.plan_id));
     let counts = Arc::<Counts>::default();
     let batcher = Batcher::start(session, interface.counts_samples(), args.batches(), counts.clone())?;

@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 /// The page, which asks for all that it shows.
 pub(super) const PAGE: &str = include_str!("page.html");
 
-/// What does not change: the model, and its tables with the places of their shards on `servers`, or in this process.
-pub fn about(name: &str, version: &str, source: &str, manifest: Option<&Manifest>, servers: &[String]) -> Value {
+/// What does not change: the model, and its tables with the places of their shards on `servers`, or all at `place`.
+pub fn about((name, version): (&str, &str), source: &str, manifest: Option<&Manifest>, servers: &[String], place: &str) -> Value {
     let placement = manifest.filter(|_| !servers.is_empty()).map(|m| m.placement(servers.len()));
     let places = |shard: u32| -> Vec<&str> {
         match &placement {
             Some(p) => p.holders(p.group(shard)).filter_map(|s| servers.get(s)).map(String::as_str).collect(),
-            None => vec!["this process"],
+            None => vec![place],
         }
     };
     let tables: Vec<Value> = manifest
