@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Packages of which two others want different versions, so that there are several.
-const SEVERAL: [&str; 4] = ["foldhash", "getrandom", "hashbrown", "syn"];
+const SEVERAL: [&str; 5] = ["foldhash", "getrandom", "hashbrown", "itertools", "syn"];
 
 /// A package of a build with all features, or of its tests.
 struct Package {
