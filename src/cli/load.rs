@@ -71,11 +71,8 @@ fn fill(args: &Args, url: &crate::store::RedisUrl) -> anyhow::Result<()> {
     let loaded = loaded?;
     let (seconds, sent) = (started.elapsed().as_secs_f64(), loaded.rows - loaded.before);
     let size = size::print(loaded.bytes);
-    super::output::line(format!(
-        "{} tables, {} rows ({size}) are in {url}; version {} is current",
-        loaded.tables, loaded.rows, loaded.plan_id
-    ))?;
-    super::output::line(format!("sent {sent} rows in {seconds:.1} s, {} were there", loaded.before))?;
-    loaded.removed.iter().try_for_each(|plan| super::output::line(format!("removed version {plan}")))?;
+    output::line(format!("{} tables, {} rows ({size}) are in {url}; version {} is current", loaded.tables, loaded.rows, loaded.plan_id))?;
+    output::line(format!("sent {sent} rows in {seconds:.1} s, {} were there", loaded.before))?;
+    loaded.removed.iter().try_for_each(|plan| output::line(format!("removed version {plan}")))?;
     Ok(())
 }
