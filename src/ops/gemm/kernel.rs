@@ -362,8 +362,8 @@ pub(super) fn dots(_: &[f32], _: &[f32], _: &mut [f32]) {
     unreachable!("this machine has no such instructions");
 }
 
-#[cfg(test)]
 #[cfg(target_arch = "x86_64")]
+#[cfg(test)]
 mod tests {
     use super::*;
 
