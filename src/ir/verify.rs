@@ -173,3 +173,23 @@ fn graph(g: &Graph, place: &str, in_function: bool, around: &HashSet<&str>, faul
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse_model;
+    use super::verify;
+
+    #[test]
+    fn versions_and_functions_are_there_once_and_exist() {
+        let faults = |head: &str| verify(&parse_model(&format!("{head}\ngraph g(x: float32[1]) -> (y) {{\n  y = Neg(x)\n}}")).unwrap());
+        let function =
+            |opset: &str| format!("function domain=\"my\" opset=[{opset}] attributes=[] defaults={{}} F(x) -> (y) {{\n  y = Neg(x)\n}}");
+        assert_eq!(faults("model ir_version=8 opset=[\"\"=17]"), [""; 0]);
+        assert_eq!(faults("model ir_version=0 opset=[\"\"=17]"), ["ir_version 0 is not one that exists"]);
+        assert_eq!(faults("model ir_version=8 opset=[\"\"=-1]"), ["opset version -1 of domain \"\" is not one that exists"]);
+        assert_eq!(faults("model ir_version=8 opset=[\"\"=17, \"ai.onnx\"=18]"), ["opset of domain \"ai.onnx\" is imported twice"]);
+        let twice = format!("model ir_version=8 opset=[\"\"=17]\n{}\n{}", function("\"\"=17"), function("\"\"=17, \"\"=17"));
+        let expected = ["function \"F\" of domain \"my\" is defined twice", "function \"F\": opset of domain \"\" is imported twice"];
+        assert_eq!(faults(&twice), expected);
+    }
+}
