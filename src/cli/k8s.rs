@@ -1,6 +1,7 @@
 //! `graphtool k8s`
 
-use super::job::{JobArgs, STORE_ENV};
+use super::job::JobArgs;
+use super::store_args::STORE_ENV;
 use super::{output, size, usage};
 use crate::deploy::k8s::{self, Claim, Cluster, Component, Process, Secret, TLS, TOKEN};
 use crate::{data, deploy};
@@ -177,14 +178,14 @@ impl Args {
     }
 
     fn secrets(&self) -> anyhow::Result<(Option<Secret>, Option<Secret>)> {
-        let token = match (&self.token_secret, &self.job.token_file) {
+        let token = match (&self.token_secret, &self.job.stores.token_file) {
             (Some(name), _) => Some(Secret::Existing(name.clone())),
-            (None, Some(_)) => self.job.token()?.map(|token| Secret::Content(vec![(TOKEN, token.into_bytes())])),
+            (None, Some(_)) => self.job.stores.token()?.map(|token| Secret::Content(vec![(TOKEN, token.into_bytes())])),
             (None, None) => None,
         };
         let tls = match &self.tls_secret {
             Some(name) => Some(Secret::Existing(name.clone())),
-            None => self.job.tls.contents()?.map(|files| Secret::Content(TLS.into_iter().zip(files).collect())),
+            None => self.job.stores.tls.contents()?.map(|files| Secret::Content(TLS.into_iter().zip(files).collect())),
         };
         if token.is_none() && !self.job.insecure {
             let what = "pods listen on addresses that are not loopback";
@@ -230,7 +231,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if args.job.resume && args.job.output.is_none() {
         return Err(usage("--resume needs --output: what was put aside is beside it"));
     }
-    if args.job.store.is_some() {
+    if args.job.stores.store.is_some() {
         return Err(usage(format!("workers in pods ask the pservers beside them: give no --store, and unset {STORE_ENV}")));
     }
     let dir_in_pod = args.dir_in_pod(&dir)?;
@@ -243,7 +244,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let server_cpu = args.server_cpu.unwrap_or(args.cpu);
     let server_memory = args.server_memory.unwrap_or_else(|| k8s::server_bytes(&manifest, servers, args.max_in_flight));
     let (worker_memory, unknown) = k8s::worker_bytes(&model, args.job.batch_size, args.job.prefetch);
-    let worker_memory = worker_memory.saturating_add(args.job.cache.unwrap_or(0));
+    let worker_memory = worker_memory.saturating_add(args.job.stores.cache.unwrap_or(0));
     if unknown > 0 && args.worker_memory.is_none() {
         tracing::warn!("dims of {unknown} nodes are not known, so the memory of workers does not count them; --worker-memory says it");
     }

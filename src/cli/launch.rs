@@ -3,6 +3,7 @@
 use super::board::Board;
 use super::job::{JobArgs, print};
 use super::process::{may_listen, stop_signal};
+use super::store_args::STORE_ENV;
 use super::{exit_with, output, rewrite, stores, usage};
 use crate::deploy;
 use crate::job::endpoints::{Seat, System, reachable, seats, seats_here};
@@ -65,7 +66,7 @@ pub(super) struct Args {
 impl Args {
     /// The number of pservers to start here, if no list says it.
     fn server_num(&self) -> anyhow::Result<usize> {
-        match (self.server_num, &self.job.store) {
+        match (self.server_num, &self.job.stores.store) {
             (None, None) => Ok(1),
             (None | Some(0), Some(_)) => Ok(0),
             (Some(0), None) => Err(usage("--server_num must be at least 1, unless --store says where rows come from")),
@@ -81,7 +82,7 @@ impl Args {
             let host = self.host.as_deref().unwrap_or("127.0.0.1");
             return Ok((seats_here(host, self.server_num()?), seats_here(host, self.worker_num)));
         }
-        if self.servers.is_empty() && self.job.store.is_none() {
+        if self.servers.is_empty() && self.job.stores.store.is_none() {
             return Err(usage("--workers needs --servers, or --store"));
         }
         let pod = std::env::var("POD_IP").ok().filter(|p| !p.is_empty());
@@ -98,7 +99,7 @@ impl Args {
 
     /// The chain of stores, where the environment does not say it to workers too.
     fn told_store(&self) -> Option<String> {
-        self.job.store.clone().filter(|s| std::env::var(super::job::STORE_ENV).as_ref() != Ok(s))
+        self.job.stores.store.clone().filter(|s| std::env::var(STORE_ENV).as_ref() != Ok(s))
     }
 
     /// Where worker 0 leaves the last lines of the job; several launchers may share a folder of logs.
@@ -111,12 +112,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if args.worker_num == 0 {
         return Err(usage("--worker_num must be at least 1"));
     }
-    stores::chain(&args.job, &args.servers)?;
+    stores::chain(&args.job.stores, &args.servers)?;
     if args.job.input.is_empty() {
         return Err(usage("--input is missing"));
     }
     let (servers, workers) = args.seats()?;
-    let (connect, open) = (args.job.connect_options()?, args.job.open());
+    let (connect, open) = (args.job.stores.connect_options()?, args.job.open());
     servers.iter().chain(&workers).filter_map(|s| s.bind.as_ref()).try_for_each(|b| may_listen(b, open))?;
     let dir = deployment(&args, servers.len())?;
     let several = servers.iter().chain(&workers).any(|s| s.bind.is_none());
@@ -291,10 +292,10 @@ fn child_args(args: &Args, dir: &Path, parts: &Path, worker: bool, servers: &[Se
     let threads = job.threads.unwrap_or_else(|| (cores / here(if worker { workers } else { servers })).max(1));
     let mut out: Vec<String> = vec!["run".into(), dir.display().to_string(), "--threads".into(), threads.to_string()];
     let mut flag = |name: &str, value: String| out.extend([name.to_owned(), value]);
-    if let Some(f) = &job.token_file {
+    if let Some(f) = &job.stores.token_file {
         flag("--token-file", f.display().to_string());
     }
-    job.tls.flags().for_each(|(name, path)| flag(name, path.display().to_string()));
+    job.stores.tls.flags().for_each(|(name, path)| flag(name, path.display().to_string()));
     if !worker {
         out.extend(job.flags(false));
         out.push("--remote-shutdown".into());

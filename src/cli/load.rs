@@ -22,16 +22,16 @@ pub(super) struct Args {
     ///
     /// rediss is within TLS, by the system's certificates or those of ca. NAME is what keys begin with [default: graphtool].
     /// GRAPHTOOL_STORE says it where a password is not to stand among the arguments.
-    #[arg(long, value_name = "URL", env = super::job::STORE_ENV, hide_env = true, verbatim_doc_comment)]
+    #[arg(long, value_name = "URL", env = super::store_args::STORE_ENV, hide_env = true, verbatim_doc_comment)]
     store: String,
     /// Versions before this one that stay
     #[arg(long, default_value_t = 0, value_name = "N")]
     keep_versions: usize,
     /// Seconds to wait for servers that are not there yet
-    #[arg(long, default_value_t = 60.0, value_name = "SECONDS", value_parser = super::job::seconds)]
+    #[arg(long, default_value_t = 60.0, value_name = "SECONDS", value_parser = super::store_args::seconds)]
     connect_timeout: f64,
     /// Seconds that a batch of rows may take, failovers included
-    #[arg(long, default_value_t = 30.0, value_name = "SECONDS", value_parser = super::job::seconds)]
+    #[arg(long, default_value_t = 30.0, value_name = "SECONDS", value_parser = super::store_args::seconds)]
     rpc_timeout: f64,
 }
 

@@ -31,6 +31,7 @@ mod run;
 mod save;
 mod serve;
 mod size;
+mod store_args;
 mod stores;
 mod view;
 

@@ -1,6 +1,6 @@
 //! `graphtool reload`
 
-use super::job::TlsArgs;
+use super::store_args::TlsArgs;
 use super::{output, usage};
 use crate::store::{ConnectOptions, read_manifest, reload_servers};
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         return Err(usage("--servers has an empty endpoint"));
     }
     let plan_id = read_manifest(&args.dir)?.plan_id;
-    let token = args.token_file.as_deref().map(super::job::token).transpose()?;
+    let token = args.token_file.as_deref().map(super::store_args::token).transpose()?;
     let rpc_timeout = Duration::from_secs(args.timeout.into());
     let connect_timeout = rpc_timeout.min(Duration::from_secs(5));
     let options = ConnectOptions { connect_timeout, rpc_timeout, token, tls: args.tls.load()?, ..ConnectOptions::default() };

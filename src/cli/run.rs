@@ -124,7 +124,7 @@ pub(super) fn lookups(dir: PathBuf, job: JobArgs, servers: Vec<String>) -> anyho
         parts: None,
         report: None,
     };
-    stores::chain(&args.job, &servers)?;
+    stores::chain(&args.job.stores, &servers)?;
     if servers.is_empty() { local(&args) } else { worker(&args, 0, vec![alone.clone()], &servers, &alone) }
 }
 
@@ -145,13 +145,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
             tracing::warn!("the variable {name} is not read; is {near} meant?");
         }
     }
-    stores::chain(&args.job, &args.servers)?;
+    stores::chain(&args.job.stores, &args.servers)?;
     let (role, source) = resolve(&flags, &env, &System).map_err(usage)?;
     tracing::info!("role {role:?} from {source}");
     match role {
         Role::Local if args.job.resume => Err(usage("--resume goes on with a job of workers; this run has none")),
         Role::Local if args.metrics_addr.is_some() => Err(usage("--metrics-addr is for a pserver or a worker; this run is neither")),
-        Role::Pserver { .. } if args.job.store.is_some() => {
+        Role::Pserver { .. } if args.job.stores.store.is_some() => {
             Err(usage("--store is for a run in this process or a worker; this is a pserver, which has the shards"))
         }
         Role::Pserver { .. } if args.profile.is_some() => {
@@ -173,14 +173,14 @@ fn local(args: &Args) -> anyhow::Result<()> {
     if args.lookups || deploy::is_deployment(&args.model) {
         let (manifest, model) = open_deployment(args)?;
         let runtime = runtime()?;
-        let ids = stores::open(&args.model, manifest, &args.job, &[], None, &runtime)?;
+        let ids = stores::open(&args.model, manifest, &args.job.stores, &[], None, &runtime)?;
         let runtime = Some(runtime.handle().clone());
         let options = Options { threads, store: ids.store.clone(), runtime, trace: trace.clone(), ..Options::default() };
         let session = Session::new(&model, options)?;
         job(args, &session, None, None, (&ids, None))??;
         return write_trace(args, trace.as_deref(), "run", 0);
     }
-    stores::no_tables(&args.job, &[])?;
+    stores::no_tables(&args.job.stores, &[])?;
     let session = Session::new(&formats::load(&args.model)?, Options { threads, trace: trace.clone(), ..Options::default() })?;
     job(args, &session, None, None, (&Ids::default(), None))??;
     write_trace(args, trace.as_deref(), "run", 0)
@@ -252,11 +252,11 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
     let mut group = GroupOptions {
         plan_id: manifest.plan_id.clone(),
         fingerprint: manifest.fingerprint.clone(),
-        token: args.job.token()?,
-        tls: args.job.tls.load()?,
-        connect_timeout: Duration::from_secs_f64(args.job.connect_timeout),
-        max_frame: args.job.max_frame as usize,
-        heartbeat_timeout: silence(args.job.rpc_timeout),
+        token: args.job.stores.token()?,
+        tls: args.job.stores.tls.load()?,
+        connect_timeout: Duration::from_secs_f64(args.job.stores.connect_timeout),
+        max_frame: args.job.stores.max_frame as usize,
+        heartbeat_timeout: silence(args.job.stores.rpc_timeout),
         rejoin: args.rejoin,
         late: !collectives && std::env::var_os(RESTARTED_ENV).is_some(),
         ..GroupOptions::new(rank, workers)
@@ -270,16 +270,16 @@ fn worker(args: &Args, rank: usize, workers: Vec<String>, servers: &[String], bi
     let watch = Arc::new(WorkerWatch::default());
     if let Some(address) = &args.metrics_addr {
         // This one is not within TLS.
-        let open = args.job.token_file.is_some() || args.job.insecure;
+        let open = args.job.stores.token_file.is_some() || args.job.insecure;
         monitor::worker(address, open, (rank, manifest.plan_id.clone()), args.job.batch_size, watch.clone())?;
     }
     let mut ids = Ids::default();
     // What a scheduler says of pservers gives way to what the caller says.
-    let servers = if args.job.store.is_some() { &[] } else { servers };
-    let asks = args.job.store.is_some() || !servers.is_empty();
+    let servers = if args.job.stores.store.is_some() { &[] } else { servers };
+    let asks = args.job.stores.store.is_some() || !servers.is_empty();
     if asks && !manifest.tables.is_empty() {
         let durations = args.metrics_addr.is_some().then(|| watch.durations.clone());
-        ids = stores::open(&args.model, manifest, &args.job, servers, durations, &runtime)?;
+        ids = stores::open(&args.model, manifest, &args.job.stores, servers, durations, &runtime)?;
     }
     let _ = watch.ids.set(ids.clone());
     // A model that cannot be run says so before the group is formed; the group's collectives come after.
@@ -343,7 +343,7 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[Strin
     if !deploy::is_deployment(&args.model) {
         anyhow::bail!("{}: workers and pservers need a deployment directory; make one by `graphtool rewrite`", args.model.display());
     }
-    let token = args.job.token()?;
+    let token = args.job.stores.token()?;
     let listener = match inherited_listener()? {
         Some(l) => l,
         None => {
@@ -366,13 +366,13 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[Strin
         index,
         threads: args.job.threads.unwrap_or(0),
         token,
-        tls: args.job.tls.load()?,
-        max_frame: args.job.max_frame as usize,
+        tls: args.job.stores.tls.load()?,
+        max_frame: args.job.stores.max_frame as usize,
         max_ids: args.max_ids,
         max_connections: args.max_connections,
         max_in_flight: args.max_in_flight as usize,
         remote_shutdown: args.remote_shutdown,
-        verify: args.job.verify(),
+        verify: args.job.stores.verify(),
         ..ServeOptions::default()
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

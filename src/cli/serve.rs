@@ -1,9 +1,10 @@
 //! `graphtool serve`
 
 use super::chain::Source;
-use super::job::{JobArgs, STORE_ENV, TlsArgs, positive, seconds, token};
+use super::job::positive;
 use super::monitor::{self, Ids};
 use super::process::{is_loopback, listen, stop_signal};
+use super::store_args::{StoreArgs, token};
 use super::{exit_with, output, size, stores, usage};
 use crate::exec::{Options, Session};
 use crate::http::{self, Limits};
@@ -31,6 +32,13 @@ const VERSION: &str = "1";
 ///
 /// On SIGTERM or SIGINT the server is no longer ready, and what is under way is finished. Exit code 0.
 #[derive(clap::Args)]
+#[command(
+    mut_arg("rpc_timeout", |a| {
+        let help = "Seconds that a lookup may take, reconnects included; then requests are answered with 503 until pservers answer again";
+        a.default_value("5").help(help).long_help(help)
+    }),
+    mut_arg("token_file", |a| a.help("File with the secret that pservers ask for")),
+)]
 pub(super) struct Args {
     /// A model file, or a deployment directory
     model: PathBuf,
@@ -73,35 +81,8 @@ pub(super) struct Args {
     /// Endpoints of the pservers, HOST:PORT separated by commas [default: none, the shards are read here]
     #[arg(long, value_delimiter = ',', alias = "pservers")]
     servers: Vec<String>,
-    /// A chain of stores in place of --servers and --cache, as in `run`: cache:256MiB,pserver://ps0:7000,ps1:7000
-    #[arg(long, value_name = "CHAIN", env = STORE_ENV, hide_env = true)]
-    store: Option<String>,
-    /// Seconds to wait for pservers that are not there yet
-    #[arg(long, default_value_t = 60.0, value_name = "SECONDS", value_parser = seconds)]
-    connect_timeout: f64,
-    /// Seconds that a lookup may take, reconnects included; then requests are answered with 503 until pservers answer again
-    #[arg(long, default_value_t = 5.0, value_name = "SECONDS", value_parser = seconds)]
-    rpc_timeout: f64,
-    /// Largest message to and from pservers; larger requests are split
-    #[arg(long, default_value = "64MiB", value_parser = size::parse, value_name = "SIZE")]
-    max_frame: u64,
-    /// What an id gives that a keyed table does not hold [default: as the deployment says]
-    #[arg(long, value_parser = ["zero", "error", "default"], value_name = "POLICY")]
-    on_absent: Option<String>,
-    /// What a lookup gives whose pserver is not to be reached within --rpc-timeout: an error (503), or default rows, which are counted
-    #[arg(long, default_value = "error", value_parser = ["error", "default"], value_name = "POLICY")]
-    on_unavailable: String,
-    /// Memory for rows that are asked for often, such as 256MiB; the answers are the same [default: none]
-    #[arg(long, value_parser = size::parse, value_name = "SIZE")]
-    cache: Option<u64>,
-    /// When shards are compared with the checksums of the manifest, as in `run`
-    #[arg(long, default_value = "auto", value_parser = ["auto", "eager", "background", "off"], value_name = "WHEN")]
-    verify: String,
-    /// File with the secret that pservers ask for
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
     #[command(flatten)]
-    tls: TlsArgs,
+    stores: StoreArgs,
 }
 
 fn milliseconds(text: &str) -> Result<f64, String> {
@@ -116,23 +97,6 @@ fn some_seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Args {
-    /// What of it is for the store.
-    fn job(&self) -> anyhow::Result<JobArgs> {
-        Ok(JobArgs {
-            connect_timeout: self.connect_timeout,
-            rpc_timeout: self.rpc_timeout,
-            max_frame: self.max_frame,
-            on_absent: self.on_absent.clone(),
-            on_unavailable: self.on_unavailable.clone(),
-            cache: self.cache,
-            store: self.store.clone(),
-            verify: self.verify.clone(),
-            token_file: self.token_file.clone(),
-            tls: self.tls.clone(),
-            ..JobArgs::unset()?
-        })
-    }
-
     fn batches(&self) -> BatchOptions {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         BatchOptions {
@@ -223,7 +187,7 @@ fn service(
         Some(m) => format!("deployment, plan {}", m.plan_id),
         None => "model file".into(),
     };
-    let (servers, place) = match stores::chain(&args.job()?, &args.servers)?.source {
+    let (servers, place) = match stores::chain(&args.stores, &args.servers)?.source {
         Source::Pservers(endpoints) => (endpoints, ""),
         #[cfg(feature = "redis")]
         Source::Redis(_) => (Vec::new(), "Redis"),
@@ -253,10 +217,10 @@ fn service(
 fn open(args: &Args, took: Arc<Durations>, runtime: &Runtime) -> anyhow::Result<(Model, Option<Manifest>, Ids)> {
     if deploy::is_deployment(&args.model) {
         let (manifest, model) = deploy::open(&args.model)?;
-        let ids = stores::open(&args.model, manifest.clone(), &args.job()?, &args.servers, Some(took), runtime)?;
+        let ids = stores::open(&args.model, manifest.clone(), &args.stores, &args.servers, Some(took), runtime)?;
         return Ok((model, Some(manifest), ids));
     }
-    stores::no_tables(&args.job()?, &args.servers)?;
+    stores::no_tables(&args.stores, &args.servers)?;
     Ok((formats::load(&args.model)?, None, Ids::default()))
 }
 

@@ -1,8 +1,8 @@
 //! The store that a process asks for rows: which one, and what stands before it.
 
 use super::chain::{Chain, Source, Wrapper};
-use super::job::JobArgs;
 use super::monitor::Ids;
+use super::store_args::StoreArgs;
 use super::usage;
 use crate::plan::Manifest;
 use crate::store::{self, Cached, Deduped, Durations, Fallback, Memory, Shards, Store, StoreError, Timed, Verify};
@@ -14,17 +14,17 @@ use tokio::runtime::Runtime;
 ///
 /// # Errors
 /// A chain that is none, or beside flags that say the same.
-pub(super) fn chain(job: &JobArgs, servers: &[String]) -> anyhow::Result<Chain> {
-    let mut chain = match &job.store {
+pub(super) fn chain(args: &StoreArgs, servers: &[String]) -> anyhow::Result<Chain> {
+    let mut chain = match &args.store {
         Some(_) if !servers.is_empty() => return Err(usage("--servers stands for --store pserver://…; give one of them")),
-        Some(_) if job.cache.is_some() => return Err(usage("--cache stands for --store cache:SIZE,…; give one of them")),
+        Some(_) if args.cache.is_some() => return Err(usage("--cache stands for --store cache:SIZE,…; give one of them")),
         Some(text) => Chain::parse(text).map_err(|e| usage(format!("--store: {e}")))?,
         None => Chain {
-            wrappers: job.cache.map(Wrapper::Cache).into_iter().collect(),
+            wrappers: args.cache.map(Wrapper::Cache).into_iter().collect(),
             source: if servers.is_empty() { Source::Shards(None) } else { Source::Pservers(servers.to_vec()) },
         },
     };
-    if job.on_unavailable == "default" && !chain.wrappers.contains(&Wrapper::Default) {
+    if args.on_unavailable == "default" && !chain.wrappers.contains(&Wrapper::Default) {
         // Around the cache, which is to keep no row that is not its id's.
         chain.wrappers.insert(0, Wrapper::Default);
     }
@@ -35,8 +35,8 @@ pub(super) fn chain(job: &JobArgs, servers: &[String]) -> anyhow::Result<Chain> 
 ///
 /// # Errors
 /// Names the flag.
-pub(super) fn no_tables(job: &JobArgs, servers: &[String]) -> anyhow::Result<()> {
-    let given = [("--servers", !servers.is_empty()), ("--store", job.store.is_some()), ("--cache", job.cache.is_some())];
+pub(super) fn no_tables(args: &StoreArgs, servers: &[String]) -> anyhow::Result<()> {
+    let given = [("--servers", !servers.is_empty()), ("--store", args.store.is_some()), ("--cache", args.cache.is_some())];
     match given.into_iter().find(|g| g.1) {
         Some((flag, _)) => Err(usage(format!("{flag} is for the tables of a deployment directory; this is a model file"))),
         None => Ok(()),
@@ -48,17 +48,17 @@ pub(super) fn no_tables(job: &JobArgs, servers: &[String]) -> anyhow::Result<()>
 pub(super) fn open(
     dir: &Path,
     mut manifest: Manifest,
-    job: &JobArgs,
+    args: &StoreArgs,
     servers: &[String],
     durations: Option<Arc<Durations>>,
     runtime: &Runtime,
 ) -> anyhow::Result<Ids> {
-    let chain = chain(job, servers)?;
-    job.policies(&mut manifest);
+    let chain = chain(args, servers)?;
+    args.policies(&mut manifest);
     let manifest = Arc::new(manifest);
     let mut ids = Ids::default();
     let local = matches!(chain.source, Source::Memory | Source::Shards(_));
-    let mut store = source(dir, &manifest, job, &chain.source, runtime)?;
+    let mut store = source(dir, &manifest, args, &chain.source, runtime)?;
     for wrapper in chain.wrappers.iter().rev() {
         match wrapper {
             Wrapper::Cache(size) => {
@@ -83,18 +83,18 @@ pub(super) fn open(
     Ok(ids)
 }
 
-fn source(dir: &Path, manifest: &Arc<Manifest>, job: &JobArgs, source: &Source, runtime: &Runtime) -> anyhow::Result<Arc<dyn Store>> {
+fn source(dir: &Path, manifest: &Arc<Manifest>, args: &StoreArgs, source: &Source, runtime: &Runtime) -> anyhow::Result<Arc<dyn Store>> {
     Ok(match source {
         Source::Memory => {
-            if job.verify() != Verify::Off {
+            if args.verify() != Verify::Off {
                 Shards::open(dir, manifest.clone(), |_| true)?.verify()?;
             }
             Arc::new(Memory::read(dir, manifest)?)
         }
-        Source::Pservers(endpoints) => runtime.block_on(store::connect(manifest.clone(), endpoints, job.connect_options()?))?,
+        Source::Pservers(endpoints) => runtime.block_on(store::connect(manifest.clone(), endpoints, args.connect_options()?))?,
         #[cfg(feature = "redis")]
         Source::Redis(url) => {
-            let of = job.connect_options()?;
+            let of = args.connect_options()?;
             let options = store::RedisOptions {
                 connect_timeout: of.connect_timeout,
                 rpc_timeout: of.rpc_timeout,
@@ -111,7 +111,7 @@ fn source(dir: &Path, manifest: &Arc<Manifest>, job: &JobArgs, source: &Source, 
                 return Err(StoreError::Corrupt(format!("{there}: its plan id is {found}, that of {here} is {plan}")).into());
             }
             let shards = Arc::new(Shards::open(other, manifest.clone(), |_| true)?);
-            shards.clone().verify_when(job.verify())?;
+            shards.clone().verify_when(args.verify())?;
             shards
         }
     })
