@@ -311,10 +311,14 @@ async fn cut(victim: usize, after: usize, hangs: bool) -> (String, Vec<CommError
     }
     // Nothing works any more.
     for (rank, c) in group.iter().enumerate().filter(|(rank, _)| *rank != victim) {
-        assert_eq!(
-            c.as_ref().unwrap().barrier("later").await.unwrap_err().to_string(),
-            errors[if rank < victim { rank } else { rank - 1 }].to_string()
-        );
+        let later = c.as_ref().unwrap().barrier("later").await.unwrap_err();
+        let first = &errors[if rank < victim { rank } else { rank - 1 }];
+        if hangs && victim == 0 {
+            // Two connections lead to it: one may have been closed by it when the other's silence was noticed.
+            assert!(matches!(&later, CommError::Lost { rank: 0, .. }) && later.to_string().contains(&proxy.address), "{later}, {first}");
+        } else {
+            assert_eq!(later.to_string(), first.to_string());
+        }
     }
     (proxy.address, errors)
 }
