@@ -63,30 +63,48 @@ def write(lines, begin=BEGIN, end=END):
         file.write(before + begin + "\n" + "\n".join(lines) + "\n" + end + rest.split(end)[1])
 
 
-def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("program")
-    arguments.add_argument("folder")
-    arguments.add_argument("--rounds", type=int, default=7)
-    arguments.add_argument("--seconds", type=float, default=0.5)
-    arguments.add_argument("--models", default=",".join(models.MODELS))
-    arguments.add_argument("--write", action="store_true", help="put the table into benches/README.md")
-    a = arguments.parse_args()
+def arguments(about, seconds, names):
+    """What each script takes that puts models into a table."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("program")
+    parser.add_argument("folder")
+    parser.add_argument("--seconds", type=type(seconds), default=seconds)
+    parser.add_argument("--models", default=names)
+    parser.add_argument("--write", action="store_true", help="put the table into benches/README.md")
+    return parser
+
+
+def printer():
+    """A function that prints a line, and the lines that it has printed."""
     lines = []
 
     def say(line):
         print(line, flush=True)
         lines.append(line)
 
+    return say, lines
+
+
+def made(folder, name):
+    """The path of a model, which is made if it is not there, and the rows of its tables."""
+    make, rows = models.MODELS[name]
+    path = f"{folder}/{name}/model.onnx"
+    if not os.path.exists(path):
+        make(os.path.dirname(path), rows)
+    return path, rows
+
+
+def main():
+    parser = arguments(__doc__, 0.5, ",".join(models.MODELS))
+    parser.add_argument("--rounds", type=int, default=7)
+    a = parser.parse_args()
+    say, lines = printer()
     say(f"ONNX Runtime {onnxruntime.__version__}, {a.rounds} rounds of {a.seconds} s, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
     say("")
     say("| model | batch | threads | graphtool, samples/s | ONNX Runtime | wall, min / median / max | CPU, min / median / max |")
     say("|---|---|---|---|---|---|---|")
     for name in a.models.split(","):
-        make, rows = models.MODELS[name]
-        path = f"{a.folder}/{name}/model.onnx"
-        if not os.path.exists(path):
-            make(os.path.dirname(path), rows)
+        path, rows = made(a.folder, name)
         for batch in BATCHES.get(name, [1, 64, 1024, 4096]):
             for threads in (1, 2):
                 options = onnxruntime.SessionOptions()

@@ -8,7 +8,6 @@ samples per second of CPU time of the server. While wrk runs, another client com
 table also takes the place of the one in benches/README.md.
 """
 
-import argparse
 import http.client
 import json
 import os
@@ -22,8 +21,7 @@ import numpy
 import onnxruntime
 
 sys.path.insert(0, os.path.dirname(__file__))
-import models  # noqa: E402
-from beside_ort import feeds_of, write  # noqa: E402
+from beside_ort import arguments, feeds_of, made, printer, write  # noqa: E402
 
 CONNECTIONS = 64
 BEGIN, END = "<!-- serve.py writes from here -->", "<!-- to here: serve -->"
@@ -128,28 +126,14 @@ def rows_of(program, name, path, rows, seconds):
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("program")
-    arguments.add_argument("folder")
-    arguments.add_argument("--seconds", type=int, default=5)
-    arguments.add_argument("--models", default="dlrm,wide_deep")
-    arguments.add_argument("--write", action="store_true", help="put the table into benches/README.md")
-    a = arguments.parse_args()
-    lines = []
-
-    def say(line):
-        print(line, flush=True)
-        lines.append(line)
-
+    a = arguments(__doc__, 5, "dlrm,wide_deep").parse_args()
+    say, lines = printer()
     say(f"{CONNECTIONS} connections, {a.seconds} s each, {os.cpu_count()} cores shared with wrk, load {os.getloadavg()[0]:.1f} at the start")
     say("")
     say("| model | requests | samples in one | requests/s | samples/s | p50 | p99 | samples of a run | samples per CPU second |")
     say("|---|---|---|---|---|---|---|---|---|")
     for name in a.models.split(","):
-        make, rows = models.MODELS[name]
-        path = f"{a.folder}/{name}/model.onnx"
-        if not os.path.exists(path):
-            make(os.path.dirname(path), rows)
+        path, rows = made(a.folder, name)
         for line in rows_of(os.path.abspath(a.program), name, path, rows, a.seconds):
             say(line)
     if a.write:
