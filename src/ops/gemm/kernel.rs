@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use super::Matrix;
+use super::vectors::{Ends, Finish, Vectors};
 
 /// Columns of a panel of `B`.
 pub(super) const WIDTH: usize = 16;
@@ -12,12 +13,7 @@ pub(super) const HEIGHT: usize = 12;
 
 /// Whether this machine has instructions for it.
 pub(super) fn available() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    Vectors::widest().is_some()
 }
 
 /// `B` as panels of [`WIDTH`] columns: element `(p, j)` lies at `j / WIDTH * panel + p * row + j % WIDTH`.
@@ -57,6 +53,13 @@ unsafe impl Send for Out {}
 unsafe impl Sync for Out {}
 
 impl Out {
+    /// Where rows `rows.0..rows.0 + rows.1` of the result have column `col`, and the elements from a row to the next.
+    pub(super) fn part(self, rows: (usize, usize), col: usize) -> (*mut f32, usize) {
+        assert!(col < self.n && (rows.0 + rows.1) * self.n <= self.len);
+        // SAFETY: in bounds by the assertion.
+        (unsafe { self.data.add(rows.0 * self.n + col) }, self.n)
+    }
+
     /// A result of `n` columns in `data`, which it must not outlive. Calls at the same time must be for parts that do not
     /// overlap.
     pub(super) fn new(data: &mut [f32], n: usize) -> Self {
@@ -72,15 +75,6 @@ impl Out {
     }
 }
 
-/// What is done to a tile before it is stored.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Finish<'a> {
-    pub(super) alpha: f32,
-    /// One number for each column of the result.
-    pub(super) bias: Option<&'a [f32]>,
-    pub(super) relu: bool,
-}
-
 /// A pointer to each operand of a tile, its strides, and what is done to it in the end.
 #[cfg(target_arch = "x86_64")]
 struct Tile {
@@ -92,47 +86,34 @@ struct Tile {
     panel: usize,
     out: *mut f32,
     ldo: usize,
-    alpha: f32,
-    bias: *const f32,
-    relu: bool,
+    ends: Ends,
 }
 
 /// `R` rows by `V` vectors, whose columns are those of one panel after the other.
 #[cfg(target_arch = "x86_64")]
 macro_rules! tile {
-    ($name:ident, $features:literal, $lanes:literal, $add:ident, $broadcast:ident, $fmadd:ident, $load:ident, $max:ident, $mul:ident, $zero:ident, $store:ident) => {
+    ($name:ident, $of:ident, $features:literal) => {
         /// # Safety
         /// The features are there, and the pointers are good for the tile.
         #[target_feature(enable = $features)]
         unsafe fn $name<const R: usize, const V: usize>(t: &Tile) {
-            use std::arch::x86_64::*;
+            use super::vectors::$of::*;
             // SAFETY: the caller's promise; vectors `v` of a tile lie within its columns.
             unsafe {
-                let mut sums = [[$zero(); V]; R];
+                let mut sums = [[zero(); V]; R];
                 for p in 0..t.k {
-                    let at = |v: usize| v * $lanes / WIDTH * t.panel + p * t.row + v * $lanes % WIDTH;
-                    let b: [_; V] = std::array::from_fn(|v| $load(t.b.add(at(v))));
+                    let at = |v: usize| v * LANES / WIDTH * t.panel + p * t.row + v * LANES % WIDTH;
+                    let b: [Vector; V] = std::array::from_fn(|v| load(t.b.add(at(v))));
                     for (r, sums) in sums.iter_mut().enumerate() {
-                        let a = $broadcast(*t.a.add(r * t.lda + p));
+                        let a = broadcast(*t.a.add(r * t.lda + p));
                         for v in 0..V {
-                            sums[v] = $fmadd(a, b[v], sums[v]);
+                            sums[v] = fmadd(a, b[v], sums[v]);
                         }
                     }
                 }
-                let (alpha, zero) = ($broadcast(t.alpha), $zero());
                 for (r, sums) in sums.into_iter().enumerate() {
-                    for (v, mut x) in sums.into_iter().enumerate() {
-                        if t.alpha != 1.0 {
-                            x = $mul(x, alpha);
-                        }
-                        if !t.bias.is_null() {
-                            x = $add(x, $load(t.bias.add(v * $lanes)));
-                        }
-                        if t.relu {
-                            // NaN stays, and so does the sign of a zero: the second operand is given back then.
-                            x = $max(zero, x);
-                        }
-                        $store(t.out.add(r * t.ldo + v * $lanes), x);
+                    for (v, x) in sums.into_iter().enumerate() {
+                        store(t.out.add(r * t.ldo + v * LANES), finish(x, v * LANES, &t.ends));
                     }
                 }
             }
@@ -140,48 +121,12 @@ macro_rules! tile {
     };
 }
 #[cfg(target_arch = "x86_64")]
-tile!(
-    tile_avx2,
-    "avx2,fma",
-    8,
-    _mm256_add_ps,
-    _mm256_set1_ps,
-    _mm256_fmadd_ps,
-    _mm256_loadu_ps,
-    _mm256_max_ps,
-    _mm256_mul_ps,
-    _mm256_setzero_ps,
-    _mm256_storeu_ps
-);
+tile!(tile_avx2, avx2, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
-tile!(
-    tile_avx512,
-    "avx512f",
-    16,
-    _mm512_add_ps,
-    _mm512_set1_ps,
-    _mm512_fmadd_ps,
-    _mm512_loadu_ps,
-    _mm512_max_ps,
-    _mm512_mul_ps,
-    _mm512_setzero_ps,
-    _mm512_storeu_ps
-);
-
-/// The vectors that a tile is made of.
-#[cfg(target_arch = "x86_64")]
-#[derive(Debug, Clone, Copy)]
-enum Vectors {
-    Avx2,
-    Avx512,
-}
+tile!(tile_avx512, avx512, "avx512f");
 
 #[cfg(target_arch = "x86_64")]
 impl Vectors {
-    fn widest() -> Self {
-        if std::arch::is_x86_feature_detected!("avx512f") { Self::Avx512 } else { Self::Avx2 }
-    }
-
     /// Rows of the largest tile.
     fn rows(self) -> usize {
         match self {
@@ -194,7 +139,7 @@ impl Vectors {
 /// Computes a part of `a x b`; `a` has columns side by side.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn part(k: usize, a: Matrix<f32>, start: usize, b: Panels, part: Part, out: Out, finish: Finish) {
-    part_by(Vectors::widest(), k, a, start, b, part, out, finish);
+    part_by(Vectors::widest().unwrap_or(Vectors::Avx2), k, a, start, b, part, out, finish);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -236,13 +181,11 @@ fn part_by(widest: Vectors, k: usize, a: Matrix<f32>, start: usize, b: Panels, p
                     panel: b.panel,
                     out: out.data.add(first),
                     ldo: n,
-                    alpha: finish.alpha,
-                    bias: finish.bias.map_or(std::ptr::null(), |b| b.as_ptr().add(j * WIDTH)),
-                    relu: finish.relu,
+                    ends: finish.at(j * WIDTH),
                 };
                 if tail {
                     (t.out, t.ldo) = (scratch.as_mut_ptr(), WIDTH);
-                    t.bias = finish.bias.map_or(std::ptr::null(), |_| tail_bias.as_ptr());
+                    t.ends.bias = finish.bias.map_or(std::ptr::null(), |_| tail_bias.as_ptr());
                     match vectors {
                         Vectors::Avx2 => tail_tile(rows, width, &t),
                         Vectors::Avx512 => wide_panel(rows, &t),
@@ -369,7 +312,7 @@ mod tests {
 
     #[test]
     fn no_bit_depends_on_the_vectors() {
-        if !(available() && matches!(Vectors::widest(), Vectors::Avx512)) {
+        if Vectors::widest() != Some(Vectors::Avx512) {
             println!("skipped: this machine has no AVX-512");
             return;
         }

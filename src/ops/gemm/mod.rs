@@ -6,6 +6,8 @@
 mod activation;
 mod kernel;
 mod packed;
+mod sparse;
+mod vectors;
 
 pub use activation::{Activation, Real, sigmoid};
 pub use packed::Packed;

@@ -1,11 +1,15 @@
 //! The `f32` product over panels of `B`: laid out once for a constant, or for the call. How work is cut among threads changes
 //! no bit, for the kernel computes each element alike.
 
-use super::kernel::{self, Finish, HEIGHT, Out, Panels, Part, WIDTH};
+use super::kernel::{self, HEIGHT, Out, Panels, Part, WIDTH};
+use super::sparse::{Bands, Nonzero, Product};
+use super::vectors::Finish;
 use super::{Activation, Bias, Dims, Epilogue, Matrix};
 use crate::ops::threads;
 use rayon::prelude::*;
 use std::cell::Cell;
+use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Multiply-adds below which a product stays on one thread.
 const SERIAL: usize = 1 << 21;
@@ -32,6 +36,8 @@ pub struct Packed {
     k: usize,
     n: usize,
     data: Vec<f32>,
+    /// Laid out for first operands with many zeros, once there is one; `None` if it must not be.
+    bands: OnceLock<Option<Bands>>,
 }
 
 impl Packed {
@@ -42,12 +48,16 @@ impl Packed {
             return None;
         }
         pack(b, start, k, n, &mut data);
-        Some(Self { k, n, data })
+        Some(Self { k, n, data, bands: OnceLock::new() })
     }
 
     /// Whether this machine has a kernel for it.
     pub fn supported() -> bool {
         kernel::available()
+    }
+
+    fn bands(&self) -> Option<&Bands> {
+        self.bands.get_or_init(|| Bands::new(&self.data, self.k, self.n)).as_ref()
     }
 
     /// Rows and columns.
@@ -140,18 +150,18 @@ fn batch(
     let all = (0, n.div_ceil(WIDTH));
     match b {
         Rhs::Packed(p) if n <= NARROW => cut.columns(&p.data, out),
-        Rhs::Packed(p) => cut.panels(laid(&p.data, k), all, out),
+        Rhs::Packed(p) => cut.panels(laid(&p.data, k), Some(p), all, out),
         Rhs::Plain(b) if b.col == 1 && m <= FEW && n >= WIDTH => {
             let full = n / WIDTH;
-            cut.panels(Panels { data: &b.data[start.min(b.data.len())..], row: b.row, panel: WIDTH }, (0, full), out);
+            cut.panels(Panels { data: &b.data[start.min(b.data.len())..], row: b.row, panel: WIDTH }, None, (0, full), out);
             if n > full * WIDTH {
                 pack_panels(b, start + full * WIDTH, k, n - full * WIDTH, &mut scratch);
-                cut.panels(Panels { data: &scratch, row: WIDTH, panel: 0 }, (full, 1), out);
+                cut.panels(Panels { data: &scratch, row: WIDTH, panel: 0 }, None, (full, 1), out);
             }
         }
         Rhs::Plain(b) => {
             pack(b, start, k, n, &mut scratch);
-            if n <= NARROW { cut.columns(&scratch, out) } else { cut.panels(laid(&scratch, k), all, out) }
+            if n <= NARROW { cut.columns(&scratch, out) } else { cut.panels(laid(&scratch, k), None, all, out) }
         }
     }
     if scratch.capacity() <= KEPT {
@@ -184,15 +194,8 @@ impl Cut<'_> {
         if self.parallel { threads::count() } else { 1 }
     }
 
-    /// Panels `first..first + count` of the result.
-    fn panels(&self, b: Panels, (first, count): (usize, usize), out: &mut [f32]) {
-        let Dims { m, n, k } = self.dims;
-        let threads = self.threads();
-        // Few rows are not cut: parts of `B` are as good a piece of work, and can be small enough for all threads to end at once.
-        let few = m < threads * TASKS * LEAST_ROWS && count >= threads * 2;
-        let rows = if few { m } else { self.rows(threads) };
-        let across = if threads == 1 || rows < m { count } else { count.div_ceil(threads * TASKS) };
-        // What the kernel does itself, and what is left to do.
+    /// What the kernels do themselves, and what is left to do.
+    fn finish(&self) -> (Finish<'_>, Epilogue<'_, f32>) {
         let (bias, mut rest) = match self.epilogue.bias {
             Bias::None => (None, Epilogue { bias: Bias::None, ..*self.epilogue }),
             Bias::Row(b) => (Some(b), Epilogue { bias: Bias::None, ..*self.epilogue }),
@@ -202,9 +205,40 @@ impl Cut<'_> {
         if relu {
             rest.activation = Activation::None;
         }
+        (Finish { alpha: self.alpha, bias, relu }, rest)
+    }
+
+    /// Panels `first..first + count` of the result; `packed` is what they are of, if they are all of it.
+    fn panels(&self, b: Panels, packed: Option<&Packed>, (first, count): (usize, usize), out: &mut [f32]) {
+        let Dims { m, n, k } = self.dims;
+        let threads = self.threads();
+        let (finish, rest) = self.finish();
         let done = matches!(rest.bias, Bias::None) && rest.activation == Activation::None;
-        let finish = Finish { alpha: self.alpha, bias, relu };
         let place = Out::new(out, n);
+        let end = |rows: Range<usize>, columns: Range<usize>| {
+            let line = |r| place.row(r, columns.start, columns.len(), |line| rest.apply(n, r, columns.start, line));
+            rows.filter(|_| !done).for_each(line);
+        };
+        let sparse = |rows| {
+            let nonzero = Nonzero::of(self.a, self.at, rows, k, n)?;
+            Some(Product { a: self.a, start: self.at, nonzero, b: packed?.bands()?, out: place, finish })
+        };
+        // Few rows are not cut: parts of `B` are as good a piece of work, and can be small enough for all threads to end at once.
+        let few = m < threads * TASKS * LEAST_ROWS && count >= threads * 2;
+        if threads > 1
+            && few
+            && let Some(product) = packed.and_then(|_| sparse((0, m)))
+        {
+            let across = product.b.count();
+            let down = (threads * 2).div_ceil(across).min(m.div_ceil(LEAST_ROWS));
+            for_each(down * across, true, |t| {
+                let rows = m * (t / across) / down..m * (t / across + 1) / down;
+                end(rows.clone(), product.part(rows, t % across..t % across + 1));
+            });
+            return;
+        }
+        let rows = if few { m } else { self.rows(threads) };
+        let across = if threads == 1 || rows < m { count } else { count.div_ceil(threads * TASKS) };
         let block = (BLOCK / (4 * k.max(1)) / HEIGHT * HEIGHT).clamp(LEAST_ROWS, 10 * LEAST_ROWS);
         let tiles = (m.div_ceil(rows), count.div_ceil(across));
         for_each(tiles.0 * tiles.1, threads > 1, |t| {
@@ -212,11 +246,14 @@ impl Cut<'_> {
             let (bottom, across) = (m.min(top + rows), across.min(first + count - left));
             for row in (top..bottom).step_by(block) {
                 let height = block.min(bottom - row);
-                kernel::part(k, self.a, self.at, b, Part { rows: (row, height), panels: (left, across) }, place, finish);
-                if !done {
-                    let (from, to) = (left * WIDTH, n.min((left + across) * WIDTH));
-                    (row..row + height).for_each(|r| place.row(r, from, to - from, |line| rest.apply(n, r, from, line)));
-                }
+                let columns = match packed.filter(|_| across == count).and_then(|_| sparse((row, height))) {
+                    Some(product) => product.part(0..height, 0..product.b.count()),
+                    None => {
+                        kernel::part(k, self.a, self.at, b, Part { rows: (row, height), panels: (left, across) }, place, finish);
+                        left * WIDTH..n.min((left + across) * WIDTH)
+                    }
+                };
+                end(row..row + height, columns);
             }
         });
     }
@@ -304,6 +341,32 @@ mod tests {
                 assert!((f64::from(*y) - exact.max(0.0)).abs() < 1e-4, "{y} is not {exact}: {m} {n} {k}");
             }
         }
+    }
+
+    #[test]
+    fn no_bit_depends_on_how_zeros_are_shared_among_threads() {
+        if !Packed::supported() {
+            println!("skipped: this machine has no AVX2");
+            return;
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for (m, n, k) in [(1, 700, 3100), (40, 300, 200), (200, 431, 130), (2000, 64, 90)] {
+            let (mut a, b, bias) = (numbers(m * k, 1), numbers(k * n, 2), numbers(n, 3));
+            a.iter_mut().for_each(|x| *x = x.max(0.0));
+            let rows = Matrix::new(&b, n, false);
+            let packed = Packed::new(rows, 0, k, n).unwrap();
+            for (activation, bias) in [(Activation::Sigmoid, Bias::Row(&bias)), (Activation::Relu, Bias::Scalar(0.25))] {
+                let epilogue = Epilogue { bias, activation };
+                let mut out = vec![f32::NAN; m * n];
+                pool.install(|| product_packed(m, 1.0, Matrix::new(&a, k, false), &packed, &mut out, &epilogue)).unwrap();
+                assert!(packed.bands.get().is_some_and(Option::is_some), "zeros were found: {m} {n} {k}");
+                assert_eq!(out, plain(Dims { m, n, k }, &a, rows, &epilogue), "{m} {n} {k}");
+            }
+        }
+        let packed = Packed::new(Matrix::new(&[f32::NAN; 64], 64, false), 0, 1, 64).unwrap();
+        let mut out = [0.0; 64];
+        product_packed(1, 1.0, Matrix::new(&[0.0], 1, false), &packed, &mut out, &Epilogue::NONE).unwrap();
+        assert!(out.iter().all(|x| x.is_nan()), "a weight that is no number is not left out");
     }
 
     #[test]
