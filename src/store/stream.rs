@@ -1,94 +1,241 @@
 //! The rows of a large request, gathered while they are written: the peer reads the first of them while the next are looked
-//! up, each chunk is still in the cache when it is sent, and no more than one is in memory.
+//! up, by a second thread where there is one, and of the largest requests no more than a part is in memory.
 
 use super::request::{Blocks, Request};
 use super::{Shards, StoreError};
 use crate::wire::{Chunks, Pooled};
 use bytes::Bytes;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
-/// Bytes of a chunk; a wider row is a chunk by itself.
-pub(super) const CHUNK: usize = 512 << 10;
-/// Answers up to this stay in the cache as they are, and go out sooner in one piece.
+/// Bytes that are in memory of an answer over [`WHOLE`]; a wider row is there by itself.
+const PART: usize = 1 << 20;
+/// Answers up to this stay in the cache as they are, and go out sooner all at once.
 const WHOLE: usize = 2 << 20;
+/// Answers from this on are worth a second thread.
+const SHARED: usize = 192 << 10;
+/// Eighths that this thread gathers: the other one has time until they are written.
+const OWN: usize = 3;
+/// How long this thread waits awake for the other one.
+const AWAKE: Duration = Duration::from_micros(100);
 
-/// The rows of a request, in chunks.
-pub(super) struct RowStream {
+/// What is gathered from.
+struct Source {
     shards: Arc<Shards>,
     request: Request,
     ids: Blocks,
     rows: Blocks,
-    /// The next row to gather, and the bytes that are done.
+}
+
+/// A place in the answer: the next row to gather, and the bytes before it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
     part: usize,
     row: usize,
     done: usize,
 }
 
+impl Source {
+    /// The place at most `len` bytes on, but one row on at least.
+    fn after(&self, from: Place, len: usize) -> Place {
+        let (mut at, end) = (from, from.done.saturating_add(len));
+        while let Some(p) = self.request.parts.get(at.part) {
+            let width = p.width as usize;
+            let left = p.count as usize - at.row;
+            if left == 0 || width == 0 {
+                (at.part, at.row) = (at.part + 1, 0);
+                continue;
+            }
+            let start = self.rows.0[at.part] + at.row * width;
+            let least = usize::from(at.done == from.done);
+            let n = left.min((end.saturating_sub(start) / width).max(least));
+            if n == 0 {
+                return at;
+            }
+            (at.row, at.done) = (at.row + n, start + n * width);
+        }
+        // Blocks without rows may have a gap before them.
+        Place { done: self.rows.1, ..at }
+    }
+
+    /// The bytes from one place to the other; none if a row is not there.
+    fn gather(&self, from: Place, to: Place) -> Option<Bytes> {
+        let (mut out, mut end, mut absent) = (Pooled::take(to.done - from.done), 0, Vec::new());
+        for (i, p) in self.request.parts.iter().enumerate().take(to.part + 1).skip(from.part) {
+            let first = if i == from.part { from.row } else { 0 };
+            let last = if i == to.part { to.row } else { p.count as usize };
+            if first == last || p.width == 0 {
+                continue;
+            }
+            let start = self.rows.0[i] + first * p.width as usize - from.done;
+            // Gaps between blocks are cleared: the buffer has been used before.
+            out[end..start].fill(0);
+            end = start + (last - first) * p.width as usize;
+            let ids = &self.request.ids[self.ids.0[i] + first * p.id_bytes()..self.ids.0[i] + last * p.id_bytes()];
+            self.shards.part_rows(p, ids, &mut out[start..end], &mut absent).ok()?;
+        }
+        out[end..].fill(0);
+        Some(out.freeze())
+    }
+}
+
+/// What another thread gathers, unless it is late.
+struct Ahead {
+    from: Place,
+    to: Place,
+    /// Whether a thread has begun with it.
+    taken: Arc<AtomicBool>,
+    made: JoinHandle<Option<Bytes>>,
+}
+
+/// The rows of a request, part by part.
+pub(super) struct RowStream {
+    source: Arc<Source>,
+    at: Place,
+    ahead: Option<Ahead>,
+    shared: bool,
+}
+
 impl RowStream {
-    /// The rows of `request`; `None` if they are few, or of keyed tables, whose absent keys come before the rows.
+    /// The rows of `request`, some of them gathered by another thread if `shared`; `None` if they are few, or of keyed tables,
+    /// whose absent keys come before the rows.
     ///
     /// # Errors
     /// A request that cannot be answered; afterwards nothing can fail.
-    pub(super) fn new(shards: &Arc<Shards>, request: &Request, len: usize) -> Result<Option<Self>, StoreError> {
-        if len <= WHOLE || request.parts.iter().any(|p| shards.keyed(p)) {
+    pub(super) fn new(shards: &Arc<Shards>, request: &Request, len: usize, shared: bool) -> Result<Option<Self>, StoreError> {
+        let least = if shared { SHARED } else { WHOLE };
+        if len <= least || request.parts.iter().any(|p| shards.keyed(p)) {
             return Ok(None);
         }
         let (ids, rows) = shards.check(request)?;
-        Ok(Some(Self { shards: shards.clone(), request: request.clone(), ids, rows, part: 0, row: 0, done: 0 }))
+        let source = Source { shards: shards.clone(), request: request.clone(), ids, rows };
+        Ok(Some(Self { source: source.into(), at: Place::default(), ahead: None, shared }))
     }
 
-    /// Fills `out`, or less if the next row does not fit; gives how much.
-    fn fill(&mut self, out: &mut [u8]) -> Option<usize> {
-        let (mut at, mut absent) = (0, Vec::new());
-        while let Some(p) = self.request.parts.get(self.part) {
-            let width = p.width as usize;
-            let left = p.count as usize - self.row;
-            if left == 0 || width == 0 {
-                (self.part, self.row) = (self.part + 1, 0);
-                continue;
-            }
-            // The gap before a block.
-            let gap = self.rows.0[self.part] + self.row * width - (self.done + at);
-            let n = left.min(out.len().saturating_sub(at + gap) / width);
-            if n == 0 {
-                break;
-            }
-            out[at..at + gap].fill(0);
-            at += gap;
-            let from = self.ids.0[self.part] + self.row * p.id_bytes();
-            let ids = &self.request.ids[from..from + n * p.id_bytes()];
-            self.shards.part_rows(p, ids, &mut out[at..at + n * width], &mut absent).ok()?;
-            at += n * width;
-            self.row += n;
-        }
-        if self.part == self.request.parts.len() {
-            // The gap before blocks without rows at the end.
-            let gap = (self.rows.1 - self.done - at).min(out.len() - at);
-            out[at..at + gap].fill(0);
-            at += gap;
-        }
-        Some(at)
+    /// Bytes of rows that are in memory at once.
+    pub(super) fn held(&self) -> usize {
+        if self.total() <= WHOLE { self.total() } else { PART }
+    }
+
+    /// Has another thread gather what comes after `from`.
+    fn share(&mut self, from: Place, len: usize) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let (to, taken, source) = (self.source.after(from, len), Arc::new(AtomicBool::new(false)), self.source.clone());
+        let begun = taken.clone();
+        let made = runtime.spawn_blocking(move || if begun.swap(true, Relaxed) { None } else { source.gather(from, to) });
+        self.ahead = Some(Ahead { from, to, taken, made });
     }
 }
 
 impl Chunks for RowStream {
     fn total(&self) -> usize {
-        self.rows.1
+        self.source.rows.1
     }
 
-    fn next(&mut self) -> Option<Bytes> {
-        let widest = self.request.parts[self.part..].iter().map(|p| p.width as usize).max().unwrap_or(0);
-        let mut chunk = Pooled::take(CHUNK.max(widest + 64).min(self.rows.1 - self.done));
-        let n = self.fill(&mut chunk)?;
-        self.done += n;
-        chunk.truncate(n);
-        Some(chunk.freeze())
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if let Some(ahead) = &mut self.ahead {
+            let (from, to) = (ahead.from, ahead.to);
+            let made = if ahead.taken.swap(true, Relaxed) {
+                let since = Instant::now();
+                while !ahead.made.is_finished() && since.elapsed() < AWAKE {
+                    std::hint::spin_loop();
+                }
+                ready!(Pin::new(&mut ahead.made).poll(cx)).ok().flatten()
+            } else {
+                self.source.gather(from, to)
+            };
+            (self.ahead, self.at) = (None, to);
+            return Poll::Ready(made);
+        }
+        let from = self.at;
+        let len = self.held();
+        let own = if self.shared { len / 8 * OWN } else { PART / 2 };
+        self.at = self.source.after(from, own);
+        if self.shared && self.at.done < self.total() {
+            self.share(self.at, len - own);
+        }
+        Poll::Ready(self.source.gather(from, self.at))
     }
 }
 
 impl fmt::Debug for RowStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} bytes", self.done, self.rows.1)
+        write!(f, "{} of {} bytes", self.at.done, self.total())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{FORMAT_VERSION, Manifest, Sharding, TableLayout};
+    use crate::store::request::Part;
+    use crate::store::write_table;
+    use crate::tensor::Tensor;
+    use std::path::Path;
+
+    /// Shards of tables of 40 rows with these widths in bytes; no two elements are alike.
+    fn shards(dir: &Path, widths: &[usize]) -> Arc<Shards> {
+        let table = |(i, w): (usize, &usize)| {
+            let values = Tensor::new([40, w / 4], (0..10 * w).map(|x| (i << 24 | x) as u32).collect()).unwrap();
+            let layout = TableLayout { name: format!("T{i}"), sharding: Sharding::Table, shards: vec![0], starts: None, store: None };
+            write_table(dir, &layout.name, &values, &layout).unwrap()
+        };
+        let tables = widths.iter().enumerate().map(table).collect();
+        let mut manifest = Manifest {
+            format_version: FORMAT_VERSION,
+            plan_id: String::new(),
+            fingerprint: "graph".into(),
+            shards: 1,
+            tables,
+            replicas: 1,
+            files: Default::default(),
+            dense_inputs: vec![],
+        };
+        manifest.seal();
+        Arc::new(Shards::open(dir, Arc::new(manifest), |_| true).unwrap())
+    }
+
+    async fn all(mut stream: RowStream) -> Vec<Bytes> {
+        let mut chunks = Vec::new();
+        while chunks.iter().map(Bytes::len).sum::<usize>() < stream.total() {
+            chunks.push(std::future::poll_fn(|cx| stream.poll_next(cx)).await.unwrap());
+        }
+        chunks
+    }
+
+    #[tokio::test]
+    async fn chunks_are_the_answer_whoever_gathers_them() {
+        let tmp = tempfile::tempdir().unwrap();
+        let widths = [64, 4, 12, 4096, 768 << 10, 256];
+        let shards = shards(tmp.path(), &widths);
+        for counts in [[5000, 9, 7, 0, 0, 1], [0, 1000, 0, 200, 1, 0], [3, 0, 100_001, 700, 3, 5], [40_000, 0, 0, 0, 0, 0], [1, 1, 1, 1, 2, 0]] {
+            let part = |(i, (&count, &width))| Part { table: i as u32, count, wide: false, width: width as u32, group: 0 };
+            let parts: Vec<Part> = counts.iter().zip(&widths).enumerate().map(part).collect();
+            let (starts, len) = crate::store::request::id_blocks(&parts).unwrap();
+            let mut ids = vec![0u8; len];
+            for (p, start) in parts.iter().zip(starts) {
+                let to = ids[start..].as_chunks_mut().0;
+                to.iter_mut().take(p.count as usize).enumerate().for_each(|(i, to)| *to = (i as u32 * 7919 % 40).to_le_bytes());
+            }
+            let request = Request { parts: parts.into(), ids: ids.into() };
+            let whole = shards.answer(&request).unwrap().rows.freeze();
+            for shared in [false, true] {
+                let Some(stream) = RowStream::new(&shards, &request, whole.len(), shared).unwrap() else {
+                    assert!(!shared && whole.len() <= WHOLE, "{counts:?}");
+                    continue;
+                };
+                let (held, widest) = (stream.held(), widths.iter().zip(counts).filter(|w| w.1 > 0).map(|w| *w.0).max().unwrap());
+                let chunks = all(stream).await;
+                assert_eq!(chunks.concat(), whole, "{counts:?} {shared}");
+                assert!(chunks.iter().all(|c| c.len() <= held.max(widest + 64)), "{counts:?} {shared}");
+                assert!(chunks.len() > 1 || !shared);
+            }
+        }
     }
 }

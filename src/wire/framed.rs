@@ -22,7 +22,7 @@ pub(crate) trait Chunks: Send {
     fn total(&self) -> usize;
 
     /// The next chunk; none if it cannot be made, which ends the connection.
-    fn next(&mut self) -> Option<Bytes>;
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>>;
 }
 
 /// The body of a message to write.
@@ -240,6 +240,15 @@ impl<S: AsyncRead + Unpin, C: Codec + Unpin> Stream for Framed<S, C> {
 impl<S: AsyncWrite + Unpin, C: Codec + Unpin> Framed<S, C> {
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
+            // The head goes out together with the first part of the body.
+            if let (Some((chunks, left)), true) = (&mut self.chunks, self.body.is_empty()) {
+                let made = ready!(chunks.poll_next(cx)).filter(|c| !c.is_empty() && c.len() <= *left);
+                self.body = made.ok_or_else(|| invalid("the rest of a body could not be made"))?;
+                *left -= self.body.len();
+                if *left == 0 {
+                    self.chunks = None;
+                }
+            }
             let head = self.outbox.len();
             while self.written < head + self.body.len() {
                 let n = if self.written < head {
@@ -256,11 +265,9 @@ impl<S: AsyncWrite + Unpin, C: Codec + Unpin> Framed<S, C> {
             self.outbox.clear();
             self.body = Bytes::new();
             self.written = 0;
-            let Some((mut chunks, left)) = self.chunks.take() else { return Poll::Ready(Ok(())) };
-            let made = chunks.next().filter(|c| !c.is_empty() && c.len() <= left);
-            self.body = made.ok_or_else(|| invalid("the rest of a body could not be made"))?;
-            let left = left - self.body.len();
-            self.chunks = (left > 0).then_some((chunks, left));
+            if self.chunks.is_none() {
+                return Poll::Ready(Ok(()));
+            }
         }
     }
 }
@@ -338,9 +345,9 @@ mod tests {
         fn total(&self) -> usize {
             self.0.len()
         }
-        fn next(&mut self) -> Option<Bytes> {
+        fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<Bytes>> {
             let n = self.0.len().min(1000);
-            Some(self.0.split_to(n))
+            Poll::Ready(Some(self.0.split_to(n)))
         }
     }
 

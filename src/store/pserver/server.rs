@@ -6,7 +6,7 @@ use super::versions::{Version, Versions};
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
 use super::{ServeOptions, ServerInfo};
 use crate::store::request::{Request, row_blocks};
-use crate::store::stream::{CHUNK, RowStream};
+use crate::store::stream::RowStream;
 use crate::store::{Shards, Stats, StoreError, read_manifest};
 use crate::wire::{Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Role, Stream, causes};
 use futures::{SinkExt, StreamExt};
@@ -31,6 +31,8 @@ const GRACE: Duration = Duration::from_secs(2);
 pub(super) struct Shared {
     versions: Arc<Versions>,
     options: ServeOptions,
+    /// That serve connections.
+    threads: usize,
     connections: AtomicUsize,
     /// [`ServeOptions::max_in_flight`] in units of 1 KiB.
     in_flight: Semaphore,
@@ -92,6 +94,7 @@ fn serve_from(
         in_flight: Semaphore::new((options.max_in_flight / 1024).clamp(1, Semaphore::MAX_PERMITS)),
         stop: watch::Sender::new(false),
         options,
+        threads,
     };
     let shared = Arc::new(shared);
     if let Some(watch) = &shared.options.watch {
@@ -332,8 +335,8 @@ async fn fetch_rows<'a>(
     if rows.saturating_add(PREFIX) > o.max_frame {
         return Err(Failure::Refused(format!("an answer of {rows} bytes is over the frame limit of {} bytes (--max-frame)", o.max_frame)));
     }
-    let stream = RowStream::new(shards, request, rows)?;
-    let held = if stream.is_some() { CHUNK } else { rows };
+    let stream = RowStream::new(shards, request, rows, shared.threads > 1)?;
+    let held = stream.as_ref().map_or(rows, RowStream::held);
     let units = (held / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
     let share = match shared.in_flight.try_acquire_many(units) {
         Ok(share) => share,
