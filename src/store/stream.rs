@@ -14,14 +14,12 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-/// Bytes that are in memory of an answer over [`WHOLE`]; a wider row is there by itself.
-const PART: usize = 1 << 20;
 /// Answers up to this stay in the cache as they are, and go out sooner all at once.
 const WHOLE: usize = 2 << 20;
-/// Answers from this on are worth a second thread.
-const SHARED: usize = 192 << 10;
-/// Eighths that this thread gathers: the other one has time until they are written.
-const OWN: usize = 3;
+/// Bytes of a larger one that are in memory at once; a wider row is there by itself.
+pub(super) const PART: usize = 1 << 20;
+/// What this thread gathers of them where another helps, which has time until that is written.
+const OWN: usize = PART / 8 * 3;
 /// How long this thread waits awake for the other one.
 const AWAKE: Duration = Duration::from_micros(100);
 
@@ -109,18 +107,12 @@ impl RowStream {
     /// # Errors
     /// A request that cannot be answered; afterwards nothing can fail.
     pub(super) fn new(shards: &Arc<Shards>, request: &Request, len: usize, shared: bool) -> Result<Option<Self>, StoreError> {
-        let least = if shared { SHARED } else { WHOLE };
-        if len <= least || request.parts.iter().any(|p| shards.keyed(p)) {
+        if len <= WHOLE || request.parts.iter().any(|p| shards.keyed(p)) {
             return Ok(None);
         }
         let (ids, rows) = shards.check(request)?;
         let source = Source { shards: shards.clone(), request: request.clone(), ids, rows };
         Ok(Some(Self { source: source.into(), at: Place::default(), ahead: None, shared }))
-    }
-
-    /// Bytes of rows that are in memory at once.
-    pub(super) fn held(&self) -> usize {
-        if self.total() <= WHOLE { self.total() } else { PART }
     }
 
     /// Has another thread gather what comes after `from`.
@@ -154,11 +146,9 @@ impl Chunks for RowStream {
             return Poll::Ready(made);
         }
         let from = self.at;
-        let len = self.held();
-        let own = if self.shared { len / 8 * OWN } else { PART / 2 };
-        self.at = self.source.after(from, own);
+        self.at = self.source.after(from, if self.shared { OWN } else { PART / 2 });
         if self.shared && self.at.done < self.total() {
-            self.share(self.at, len - own);
+            self.share(self.at, PART - OWN);
         }
         Poll::Ready(self.source.gather(from, self.at))
     }
@@ -214,7 +204,7 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let widths = [64, 4, 12, 4096, 768 << 10, 256];
         let shards = shards(tmp.path(), &widths);
-        for counts in [[5000, 9, 7, 0, 0, 1], [0, 1000, 0, 200, 1, 0], [3, 0, 100_001, 700, 3, 5], [40_000, 0, 0, 0, 0, 0], [1, 1, 1, 1, 2, 0]] {
+        for counts in [[5000, 9, 7, 0, 0, 1], [0, 1000, 0, 400, 1, 0], [3, 0, 200_001, 700, 3, 5], [40_000, 0, 0, 0, 0, 0], [1, 1, 1, 1, 2, 0]] {
             let part = |(i, (&count, &width))| Part { table: i as u32, count, wide: false, width: width as u32, group: 0 };
             let parts: Vec<Part> = counts.iter().zip(&widths).enumerate().map(part).collect();
             let (starts, len) = crate::store::request::id_blocks(&parts).unwrap();
@@ -227,14 +217,13 @@ mod tests {
             let whole = shards.answer(&request).unwrap().rows.freeze();
             for shared in [false, true] {
                 let Some(stream) = RowStream::new(&shards, &request, whole.len(), shared).unwrap() else {
-                    assert!(!shared && whole.len() <= WHOLE, "{counts:?}");
+                    assert!(whole.len() <= WHOLE, "{counts:?}");
                     continue;
                 };
-                let (held, widest) = (stream.held(), widths.iter().zip(counts).filter(|w| w.1 > 0).map(|w| *w.0).max().unwrap());
                 let chunks = all(stream).await;
                 assert_eq!(chunks.concat(), whole, "{counts:?} {shared}");
-                assert!(chunks.iter().all(|c| c.len() <= held.max(widest + 64)), "{counts:?} {shared}");
-                assert!(chunks.len() > 1 || !shared);
+                assert!(chunks.iter().all(|c| c.len() <= PART), "{counts:?} {shared}");
+                assert!(chunks.len() > 2);
             }
         }
     }

@@ -6,7 +6,7 @@ use super::versions::{Version, Versions};
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
 use super::{ServeOptions, ServerInfo};
 use crate::store::request::{Request, row_blocks};
-use crate::store::stream::RowStream;
+use crate::store::stream::{PART, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
 use crate::wire::{Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Role, Stream, causes};
 use futures::{SinkExt, StreamExt};
@@ -336,7 +336,7 @@ async fn fetch_rows<'a>(
         return Err(Failure::Refused(format!("an answer of {rows} bytes is over the frame limit of {} bytes (--max-frame)", o.max_frame)));
     }
     let stream = RowStream::new(shards, request, rows, shared.threads > 1)?;
-    let held = stream.as_ref().map_or(rows, RowStream::held);
+    let held = if stream.is_some() { PART } else { rows };
     let units = (held / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
     let share = match shared.in_flight.try_acquire_many(units) {
         Ok(share) => share,
