@@ -1,6 +1,6 @@
 //! The lookup path beside blocking TCP that moves the same bytes and beside Redis, each server a process of its own on loopback.
 //!
-//!     cargo bench --bench lookup [-- --rounds N] [--readme benches/README.md] [--dims 16,64] [--pieces 1,4] [--ids 26000,1000,26] [--keyed yes]
+//!     cargo bench --bench lookup [-- --rounds N] [--readme benches/README.md] [--dims 16,64] [--pieces 1,4] [--ids 26000,1000,26] [--keyed yes] [--tcp yes]
 //!
 //! For each number of ids and width it prints the median call of all and their time divided by ours, as min / median / max over
 //! interleaved rounds: above 1 we are faster. *buffer* is a raw server that sends as many bytes from one place; *rows* is
@@ -127,10 +127,11 @@ struct Options {
     pieces: Vec<usize>,
     ids: Vec<usize>,
     keyed: bool,
+    tcp: bool,
 }
 
 fn options(args: &[String]) -> Options {
-    let mut o = Options { rounds: 9, readme: None, dims: vec![16, 64], pieces: vec![1, 4], ids: vec![26_000, 1_000, 26], keyed: false };
+    let mut o = Options { rounds: 9, readme: None, dims: vec![16, 64], pieces: vec![1, 4], ids: vec![26_000, 1_000, 26], keyed: false, tcp: false };
     let list = |text: &str| text.split(',').map(|n| n.parse().unwrap()).collect();
     for pair in args.chunks(2) {
         let [flag, value] = pair else { panic!("{pair:?} without a value") };
@@ -141,6 +142,7 @@ fn options(args: &[String]) -> Options {
             "--pieces" => o.pieces = list(value),
             "--ids" => o.ids = list(value),
             "--keyed" => o.keyed = value == "yes",
+            "--tcp" => o.tcp = value == "yes",
             other => panic!("unknown option {other}"),
         }
     }
@@ -215,7 +217,7 @@ fn measure(o: &Options, dim: usize, pieces: usize, print: &mut dyn FnMut(String)
     let (raw_server, raw_endpoint) = spawn(&["raw"]);
     let mut redis = redis::Redis::start(ROWS, dim);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let store: Arc<dyn Store> = runtime.block_on(store::connect(manifest, &[endpoint], ConnectOptions::default())).unwrap();
+    let store: Arc<dyn Store> = runtime.block_on(store::connect(manifest, &[endpoint], ConnectOptions { local: !o.tcp, ..ConnectOptions::default() })).unwrap();
     let mut raw = raw::Client::connect(&raw_endpoint);
     for &ids in &o.ids {
         let (calls, all) = (calls(ids), (ids, ROWS));

@@ -100,6 +100,9 @@ impl JobArgs {
     /// The flags again, for a worker or a pserver of this job: all but secrets, threads, `--insecure` and the folder of parts.
     pub(super) fn flags(&self, worker: bool) -> Vec<String> {
         let mut out = Vec::new();
+        if self.stores.tcp_only {
+            out.push("--tcp-only".into());
+        }
         // In one word: a value may begin with a hyphen.
         let mut flag = |name: &str, value: String| out.push(format!("{name}={value}"));
         flag("--max-frame", self.stores.max_frame.to_string());

@@ -373,6 +373,7 @@ fn pserver(args: &Args, index: usize, servers: usize, bind: &str, peers: &[Strin
         max_in_flight: args.max_in_flight as usize,
         remote_shutdown: args.remote_shutdown,
         verify: args.job.stores.verify(),
+        local: !args.job.stores.tcp_only,
         ..ServeOptions::default()
     };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -44,6 +44,9 @@ pub(super) struct StoreArgs {
     /// Memory of each process that looks rows up for those that are asked for often, such as 256MiB; the answers are the same [default: none]
     #[arg(long, value_parser = size::parse, value_name = "SIZE")]
     pub(super) cache: Option<u64>,
+    /// Reach pservers of this machine over TCP too, and as one take no others: by default they go by a Unix socket beside the port
+    #[arg(long)]
+    pub(super) tcp_only: bool,
     /// When shards are compared with the checksums of the manifest: before they are used, or meanwhile, and every lookup is
     /// refused from the first difference on; auto is eager for shards up to 64 MiB
     #[arg(long, default_value = "auto", value_parser = ["auto", "eager", "background", "off"], value_name = "WHEN")]
@@ -67,6 +70,7 @@ impl StoreArgs {
             max_frame: self.max_frame as usize,
             token: self.token()?,
             tls: self.tls.load()?,
+            local: !self.tcp_only,
             ..ConnectOptions::default()
         })
     }

@@ -8,12 +8,14 @@
 mod fields;
 mod framed;
 mod hello;
+mod local;
 mod pool;
 mod prompt;
 mod tls;
 
 pub(crate) use fields::{Fields, put_str};
 pub(crate) use framed::{Body, Chunks, Codec, Framed, PREFIX, invalid, read_all};
+pub(crate) use local::{Door, Parked, Socket};
 pub(crate) use hello::{Hello, Identity, Role, token_fits};
 pub(crate) use pool::Pooled;
 pub use tls::Tls;

@@ -4,14 +4,13 @@
 //! It never holds the thread: between two looks at the socket all other tasks have their turn. Whether staying awake pays depends on
 //! the machine, the peer and what else runs, so both ways are timed, the one that is worse now and then, and the better is taken.
 
+use super::local::Socket;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 /// How long the reader stays awake.
 const AWAKE: Duration = Duration::from_micros(60);
@@ -65,17 +64,17 @@ impl Patience {
 /// See the module's page.
 #[derive(Debug)]
 pub(crate) struct Prompt {
-    tcp: TcpStream,
+    socket: Socket,
     patience: Patience,
 }
 
 impl Prompt {
-    pub(super) fn new(tcp: TcpStream) -> Self {
-        Self { tcp, patience: Patience::default() }
+    pub(super) fn new(socket: Socket) -> Self {
+        Self { socket, patience: Patience::default() }
     }
 
-    pub(super) fn tcp(&self) -> &TcpStream {
-        &self.tcp
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
     }
 }
 
@@ -84,7 +83,7 @@ impl AsyncRead for Prompt {
         let this = self.get_mut();
         if this.patience.wait.is_none() || !this.patience.awake(Instant::now) {
             // The waker is known from here on.
-            let polled = Pin::new(&mut this.tcp).poll_read(cx, buf);
+            let polled = Pin::new(&mut this.socket).poll_read(cx, buf);
             if polled.is_ready() {
                 this.patience.came(Instant::now);
                 return polled;
@@ -93,8 +92,8 @@ impl AsyncRead for Prompt {
                 return Poll::Pending;
             }
         }
-        match recv(&this.tcp, buf.initialize_unfilled(), RecvFlags::DONTWAIT) {
-            Ok((_, n)) => {
+        match this.socket.read_now(buf.initialize_unfilled()) {
+            Ok(n) => {
                 this.patience.came(Instant::now);
                 buf.advance(n);
                 Poll::Ready(Ok(()))
@@ -112,13 +111,13 @@ impl AsyncWrite for Prompt {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.patience.asked = true;
-        Pin::new(&mut this.tcp).poll_write(cx, bytes)
+        Pin::new(&mut this.socket).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.patience.asked = true;
-        Pin::new(&mut this.tcp).poll_write_vectored(cx, parts)
+        Pin::new(&mut this.socket).poll_write_vectored(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -126,11 +125,11 @@ impl AsyncWrite for Prompt {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_flush(cx)
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().tcp).poll_shutdown(cx)
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
     }
 }
 
@@ -182,13 +181,13 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(async move {
-            let mut s = Prompt::new(listener.accept().await.unwrap().0);
+            let mut s = Prompt::new(listener.accept().await.unwrap().0.into());
             let mut got = [0u8; 3000];
             while s.read_exact(&mut got).await.is_ok() {
                 s.write_all(&got).await.unwrap();
             }
         });
-        let mut c = Prompt::new(TcpStream::connect(address).await.unwrap());
+        let mut c = Prompt::new(tokio::net::TcpStream::connect(address).await.unwrap().into());
         for n in 0..500u32 {
             let sent: Vec<u8> = (0..3000).map(|i| (i + n) as u8).collect();
             c.write_all(&sent).await.unwrap();

@@ -2,6 +2,7 @@
 //! checks that the other's is for the host of the endpoint. A [`Stream`] is plain or within TLS; who has no certificates pays
 //! one branch per read.
 
+use super::local::Socket;
 use super::prompt::Prompt;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -15,7 +16,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 /// How errors begin that no other attempt mends.
@@ -105,10 +105,17 @@ pub(crate) fn refusal(text: &str) -> Option<String> {
 }
 
 impl Stream {
+    /// Connects to the server at `endpoint` without TCP, if it is on this machine and takes such connections (see `local`).
+    pub(crate) async fn beside(endpoint: &str) -> Option<Self> {
+        let stream = Socket::beside(endpoint).await?;
+        stream.prepare().ok()?;
+        Some(Self::Plain(Prompt::new(stream)))
+    }
+
     /// Connects to `endpoint` (`host:port`); its name is resolved anew at each call.
     pub(crate) async fn dial(endpoint: &str, tls: Option<&Tls>) -> Result<Self, Unreached> {
-        let stream = TcpStream::connect(endpoint).await?;
-        stream.set_nodelay(true)?;
+        let stream = Socket::dial(endpoint).await?;
+        stream.prepare()?;
         let stream = Prompt::new(stream);
         let Some(tls) = tls else { return Ok(Self::Plain(stream)) };
         let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
@@ -128,8 +135,8 @@ impl Stream {
     ///
     /// # Errors
     /// A peer that is not trusted, or does not speak TLS where we do; it is told so.
-    pub(crate) async fn accept(stream: TcpStream, tls: Option<&Tls>) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
+    pub(crate) async fn accept(stream: Socket, tls: Option<&Tls>) -> io::Result<Self> {
+        stream.prepare()?;
         let stream = Prompt::new(stream);
         let Some(tls) = tls else { return Ok(Self::Plain(stream)) };
         match tls.acceptor.accept(stream).into_fallible().await {
@@ -144,15 +151,12 @@ impl Stream {
         }
     }
 
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(stream) => stream.tcp(),
-            Self::Tls(stream) => stream.get_ref().0.tcp(),
-        }
-    }
-
     pub(crate) fn local_addr(&self) -> io::Result<std::net::SocketAddr> {
-        self.tcp().local_addr()
+        let prompt = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        prompt.socket().local_addr()
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) type Knock = (Channel, u64, Result<Hello, String>);
 /// Hears who is on the other side.
 pub(super) async fn knock(stream: TcpStream, options: &GroupOptions) -> Result<Knock, String> {
     let deadline = tokio::time::Instant::now() + HANDSHAKE;
-    let stream = match tokio::time::timeout_at(deadline, Stream::accept(stream, options.tls.as_ref())).await {
+    let stream = match tokio::time::timeout_at(deadline, Stream::accept(stream.into(), options.tls.as_ref())).await {
         Ok(stream) => stream.map_err(|e| e.to_string())?,
         Err(_) => return Err("no handshake in time".into()),
     };

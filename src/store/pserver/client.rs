@@ -30,6 +30,8 @@ pub struct ConnectOptions {
     pub token: Option<String>,
     /// Certificates: with them all connections are within TLS, and servers need one of the same CA, for the host of their endpoint.
     pub tls: Option<Tls>,
+    /// Whether a server of this machine is reached by a Unix socket beside its port, where nothing is encrypted.
+    pub local: bool,
     /// Whether ids are de-duplicated before they are sent.
     pub dedup: Dedup,
 }
@@ -37,7 +39,7 @@ pub struct ConnectOptions {
 impl Default for ConnectOptions {
     fn default() -> Self {
         let (connect_timeout, rpc_timeout) = (Duration::from_secs(60), Duration::from_secs(30));
-        Self { connect_timeout, rpc_timeout, max_frame: DEFAULT_MAX_FRAME, token: None, tls: None, dedup: Dedup::Auto }
+        Self { connect_timeout, rpc_timeout, max_frame: DEFAULT_MAX_FRAME, token: None, tls: None, local: true, dedup: Dedup::Auto }
     }
 }
 
@@ -138,6 +140,7 @@ pub(super) struct Client {
     pub(super) endpoint: String,
     hello: Hello,
     tls: Option<Tls>,
+    local: bool,
     rpc_timeout: Duration,
     connect_timeout: Duration,
     connection: Mutex<Option<Arc<Connection>>>,
@@ -156,6 +159,7 @@ impl Client {
             endpoint: endpoint.into(),
             hello,
             tls: options.tls.clone(),
+            local: options.local,
             rpc_timeout: options.rpc_timeout,
             connect_timeout: options.connect_timeout,
             connection: Mutex::new(None),
@@ -244,11 +248,29 @@ impl Client {
     }
 
     async fn establish(&self, deadline: Instant) -> Result<Arc<Connection>, Gone> {
+        if let Some(stream) = self.beside().await {
+            return self.greet(stream, deadline).await;
+        }
         let stream = match Stream::dial(&self.endpoint, self.tls.as_ref()).await {
             Ok(stream) => stream,
             Err(Unreached::Again(detail)) => return Err(Gone::Lost(detail)),
             Err(Unreached::Refused(detail)) => return Err(Gone::Final(self.refused(detail))),
         };
+        let connection = self.greet(stream, deadline).await?;
+        // The port may have been open before its server was there.
+        match self.beside().await {
+            Some(stream) => self.greet(stream, deadline).await.or(Ok(connection)),
+            None => Ok(connection),
+        }
+    }
+
+    /// A connection without TCP, if there can be one.
+    async fn beside(&self) -> Option<Stream> {
+        if self.local && self.tls.is_none() { Stream::beside(&self.endpoint).await } else { None }
+    }
+
+    /// Shakes hands.
+    async fn greet(&self, stream: Stream, deadline: Instant) -> Result<Arc<Connection>, Gone> {
         let transport = Framed::new(stream, ClientCodec, self.hello.max_frame as usize);
         let NewClient { client: channel, dispatch } = tarpc::client::new(Config::default(), transport);
         let dispatch = tokio::spawn(async move {

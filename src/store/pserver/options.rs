@@ -35,8 +35,17 @@ pub struct ServeOptions {
     pub remote_shutdown: bool,
     /// When the files are verified.
     pub verify: Verify,
+    /// Whether clients of this machine may come by a Unix socket beside the port, where nothing is encrypted.
+    pub local: bool,
     /// Lets this process see what the server does.
     pub watch: Option<Arc<ServerWatch>>,
+}
+
+impl ServeOptions {
+    /// Whether there is a socket for clients of this machine.
+    pub(super) fn is_local(&self) -> bool {
+        self.local && self.tls.is_none()
+    }
 }
 
 impl Default for ServeOptions {
@@ -55,6 +64,7 @@ impl Default for ServeOptions {
             stall_timeout: Duration::from_secs(30),
             remote_shutdown: false,
             verify: Verify::Auto,
+            local: true,
             watch: None,
         }
     }

@@ -8,7 +8,7 @@ use super::{ServeOptions, ServerInfo};
 use crate::store::request::{Request, row_blocks};
 use crate::store::stream::{PART, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
-use crate::wire::{Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Role, Stream, causes};
+use crate::wire::{Door, Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Parked, Role, Socket, Stream, causes};
 use futures::{SinkExt, StreamExt};
 use std::future::Future;
 use std::io;
@@ -20,7 +20,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tarpc::Response;
 use tarpc::server::{BaseChannel, Config};
-use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -50,13 +49,14 @@ pub fn serve(
     options: ServeOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Stats, StoreError> {
+    let door = Door::new(listener, options.is_local()).map_err(system)?;
     let manifest = read_manifest(dir)?;
     if options.index >= options.servers {
         let what = format!("pserver index {} of {} servers", options.index, options.servers);
         return Err(StoreError::Corrupt(what));
     }
     let shards = Arc::new(Shards::of_server(dir, Arc::new(manifest), options.servers, options.index)?);
-    serve_from(listener, shards, Some(dir.into()), options, shutdown)
+    serve_from(door, shards, Some(dir.into()), options, shutdown)
 }
 
 /// As [`serve`], for shards that are open already.
@@ -69,18 +69,20 @@ pub fn serve_shards(
     options: ServeOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Stats, StoreError> {
-    serve_from(listener, shards, None, options, shutdown)
+    serve_from(Door::new(listener, options.is_local()).map_err(system)?, shards, None, options, shutdown)
+}
+
+fn system(e: io::Error) -> StoreError {
+    StoreError::Corrupt(format!("cannot serve: {e}"))
 }
 
 fn serve_from(
-    listener: TcpListener,
+    door: Door,
     shards: Arc<Shards>,
     dir: Option<PathBuf>,
     options: ServeOptions,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Stats, StoreError> {
-    let system = |e: io::Error| StoreError::Corrupt(format!("cannot serve: {e}"));
-    listener.set_nonblocking(true).map_err(system)?;
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
@@ -108,19 +110,19 @@ fn serve_from(
             scope.spawn(move || runtime.block_on(take_connections(receive, shared)));
             queues.push(send);
         }
-        first.block_on(accept(listener, queues, shared.clone(), shutdown)).map_err(system)
+        first.block_on(accept(door, queues, shared.clone(), shutdown)).map_err(system)
     })?;
     Ok(shards.stats())
 }
 
 /// Accepts connections and deals them out to the threads in turn, this one included.
 async fn accept(
-    listener: TcpListener,
-    queues: Vec<mpsc::UnboundedSender<std::net::TcpStream>>,
+    door: Door,
+    queues: Vec<mpsc::UnboundedSender<Parked>>,
     shared: Arc<Shared>,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let listener = door.open()?;
     let mut shutdown = pin!(shutdown);
     let mut stop = shared.stop.subscribe();
     let mut tasks = JoinSet::new();
@@ -132,7 +134,7 @@ async fn accept(
             Some(_) = tasks.join_next() => {}
             accepted = listener.accept() => {
                 let stream = match accepted {
-                    Ok((stream, _)) => stream,
+                    Ok(stream) => stream,
                     Err(e) => {
                         // Out of descriptors, or the client is gone already: neither ends the server.
                         tracing::warn!("cannot accept a connection: {e}");
@@ -147,7 +149,7 @@ async fn accept(
                 }
                 turn = (turn + 1) % (queues.len() + 1);
                 match queues.get(turn) {
-                    Some(queue) => match stream.into_std().map(|s| queue.send(s)) {
+                    Some(queue) => match stream.park().map(|s| queue.send(s)) {
                         Ok(Ok(())) => {}
                         _ => _ = shared.connections.fetch_sub(1, Relaxed),
                     },
@@ -163,12 +165,12 @@ async fn accept(
 }
 
 /// Serves the connections that are dealt to this thread.
-async fn take_connections(mut queue: mpsc::UnboundedReceiver<std::net::TcpStream>, shared: Arc<Shared>) {
+async fn take_connections(mut queue: mpsc::UnboundedReceiver<Parked>, shared: Arc<Shared>) {
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
             Some(_) = tasks.join_next() => {}
-            stream = queue.recv() => match stream.map(TcpStream::from_std) {
+            stream = queue.recv() => match stream.map(Parked::resume) {
                 Some(Ok(stream)) => _ = tasks.spawn(connection(stream, shared.clone())),
                 Some(Err(_)) => _ = shared.connections.fetch_sub(1, Relaxed),
                 None => break,
@@ -194,11 +196,11 @@ impl Drop for Counted {
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn connection(stream: Socket, shared: Arc<Shared>) {
     let counted = Counted(shared);
-    let peer = stream.peer_addr();
+    let peer = stream.peer();
     if let Err(e) = converse(stream, &counted.0).await {
-        tracing::debug!("connection of {peer:?} ended: {e}");
+        tracing::debug!("connection of {peer} ended: {e}");
     }
 }
 
@@ -206,7 +208,7 @@ type Channel = BaseChannel<Call, Answer, Framed<Stream, ServerCodec>>;
 
 /// The whole of one connection: a handshake, then one request after the other. A client's next request waits in its
 /// socket while the present one is answered, so that a connection holds one frame of memory in each direction.
-async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
+async fn converse(stream: Socket, shared: &Shared) -> Result<(), String> {
     let deadline = tokio::time::Instant::now() + shared.options.handshake_timeout;
     let stream = match tokio::time::timeout_at(deadline, Stream::accept(stream, shared.options.tls.as_ref())).await {
         Err(_) => return Err("no handshake in time".into()),
