@@ -16,10 +16,12 @@ use tokio::task::JoinHandle;
 
 /// Answers up to this stay in the cache as they are, and go out sooner all at once.
 const WHOLE: usize = 2 << 20;
-/// Bytes of a larger one that are in memory at once; a wider row is there by itself.
-pub(super) const PART: usize = 1 << 20;
-/// What this thread gathers of them where another helps, which has time until that is written.
-const OWN: usize = PART / 8 * 3;
+/// Answers from this on are worth a second thread where writing costs little.
+const LEAST: usize = 1 << 20;
+/// Bytes of an answer over [`WHOLE`] that are in memory at once; a wider row is there by itself.
+const PART: usize = 1 << 20;
+/// Eighths of them that this thread gathers where another helps, which has time until those are written.
+const OWN: usize = 3;
 /// How long this thread waits awake for the other one.
 const AWAKE: Duration = Duration::from_micros(100);
 
@@ -100,19 +102,33 @@ pub(super) struct RowStream {
     shared: bool,
 }
 
+/// Where rows are gathered for, and by whom.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Means {
+    /// Whether there is a second thread.
+    pub(super) shared: bool,
+    /// Whether the reader is on this machine, beside TCP.
+    pub(super) local: bool,
+}
+
 impl RowStream {
-    /// The rows of `request`, some of them gathered by another thread if `shared`; `None` if they are few, or of keyed tables,
-    /// whose absent keys come before the rows.
+    /// The rows of `request`; `None` if they are few, or of keyed tables, whose absent keys come before the rows.
     ///
     /// # Errors
     /// A request that cannot be answered; afterwards nothing can fail.
-    pub(super) fn new(shards: &Arc<Shards>, request: &Request, len: usize, shared: bool) -> Result<Option<Self>, StoreError> {
-        if len <= WHOLE || request.parts.iter().any(|p| shards.keyed(p)) {
+    pub(super) fn new(shards: &Arc<Shards>, request: &Request, len: usize, means: Means) -> Result<Option<Self>, StoreError> {
+        let least = if means.shared && means.local { LEAST } else { WHOLE };
+        if len <= least || request.parts.iter().any(|p| shards.keyed(p)) {
             return Ok(None);
         }
         let (ids, rows) = shards.check(request)?;
         let source = Source { shards: shards.clone(), request: request.clone(), ids, rows };
-        Ok(Some(Self { source: source.into(), at: Place::default(), ahead: None, shared }))
+        Ok(Some(Self { source: source.into(), at: Place::default(), ahead: None, shared: means.shared }))
+    }
+
+    /// Bytes of rows that are in memory at once.
+    pub(super) fn held(&self) -> usize {
+        if self.total() <= WHOLE { self.total() } else { PART }
     }
 
     /// Has another thread gather what comes after `from`.
@@ -146,9 +162,11 @@ impl Chunks for RowStream {
             return Poll::Ready(made);
         }
         let from = self.at;
-        self.at = self.source.after(from, if self.shared { OWN } else { PART / 2 });
+        let held = self.held();
+        let own = if self.shared { held / 8 * OWN } else { held / 2 };
+        self.at = self.source.after(from, own);
         if self.shared && self.at.done < self.total() {
-            self.share(self.at, PART - OWN);
+            self.share(self.at, held - own);
         }
         Poll::Ready(self.source.gather(from, self.at))
     }
@@ -215,15 +233,14 @@ mod tests {
             }
             let request = Request { parts: parts.into(), ids: ids.into() };
             let whole = shards.answer(&request).unwrap().rows.freeze();
-            for shared in [false, true] {
-                let Some(stream) = RowStream::new(&shards, &request, whole.len(), shared).unwrap() else {
-                    assert!(whole.len() <= WHOLE, "{counts:?}");
+            for (shared, local) in [(false, false), (false, true), (true, false), (true, true)] {
+                let Some(stream) = RowStream::new(&shards, &request, whole.len(), Means { shared, local }).unwrap() else {
+                    assert!(whole.len() <= if shared && local { LEAST } else { WHOLE }, "{counts:?}");
                     continue;
                 };
                 let chunks = all(stream).await;
                 assert_eq!(chunks.concat(), whole, "{counts:?} {shared}");
-                assert!(chunks.iter().all(|c| c.len() <= PART), "{counts:?} {shared}");
-                assert!(chunks.len() > 2);
+                assert!(chunks.len() > 1 && chunks.iter().all(|c| c.len() < WHOLE), "{counts:?} {shared}");
             }
         }
     }

@@ -188,6 +188,11 @@ impl Socket {
         }
     }
 
+    /// Whether it is none of TCP.
+    pub(super) fn is_local(&self) -> bool {
+        !matches!(self, Self::Tcp(_))
+    }
+
     /// The address of this side of a TCP connection.
     ///
     /// # Errors

@@ -151,6 +151,11 @@ impl Stream {
         }
     }
 
+    /// Whether it goes beside TCP.
+    pub(crate) fn is_local(&self) -> bool {
+        matches!(self, Self::Plain(stream) if stream.socket().is_local())
+    }
+
     pub(crate) fn local_addr(&self) -> io::Result<std::net::SocketAddr> {
         let prompt = match self {
             Self::Plain(stream) => stream,

@@ -6,7 +6,7 @@ use super::versions::{Version, Versions};
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
 use super::{ServeOptions, ServerInfo};
 use crate::store::request::{Request, row_blocks};
-use crate::store::stream::{PART, RowStream};
+use crate::store::stream::{Means, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
 use crate::wire::{Door, Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Parked, Role, Socket, Stream, causes};
 use futures::{SinkExt, StreamExt};
@@ -214,6 +214,7 @@ async fn converse(stream: Socket, shared: &Shared) -> Result<(), String> {
         Err(_) => return Err("no handshake in time".into()),
         Ok(stream) => stream.map_err(|e| e.to_string())?,
     };
+    let means = Means { shared: shared.threads > 1, local: stream.is_local() };
     let transport = Framed::new(stream, ServerCodec::new(), HANDSHAKE_FRAME).doubting();
     let mut channel: Channel = BaseChannel::new(Config::default(), transport);
     let hello = match tokio::time::timeout_at(deadline, channel.next()).await {
@@ -240,7 +241,7 @@ async fn converse(stream: Socket, shared: &Shared) -> Result<(), String> {
             next = channel.next() => {
                 let Some(next) = next else { return Ok(()) };
                 let request = next.map_err(|e| causes(&e))?.request;
-                answer_one(&mut channel, shared, (role, &version), &mut held, request).await?;
+                answer_one(&mut channel, shared, (role, &version, means), &mut held, request).await?;
             }
             _ = stop.changed() => return Ok(()),
             _ = tick.tick() => {
@@ -280,7 +281,7 @@ fn check_index(hello: &Hello, shared: &Shared) -> Result<(), String> {
 async fn answer_one(
     channel: &mut Channel,
     shared: &Shared,
-    (role, version): (Role, &Version),
+    (role, version, means): (Role, &Version, Means),
     held: &mut Held,
     request: tarpc::Request<Call>,
 ) -> Result<(), String> {
@@ -289,7 +290,7 @@ async fn answer_one(
         Call::Fetch(fetch) if role == Role::Worker => {
             // The share is held until the answer is written.
             let start = Instant::now();
-            let (share, answer) = match fetch_rows(&fetch, shared, &version.shards, request.context.deadline).await {
+            let (share, answer) = match fetch_rows(&fetch, means, shared, &version.shards, request.context.deadline).await {
                 Ok((share, answer)) => (Some(share), answer),
                 Err(failure) => (None, Answer::Failed(failure)),
             };
@@ -324,6 +325,7 @@ fn refuse(why: &str) -> Answer {
 
 async fn fetch_rows<'a>(
     request: &Request,
+    means: Means,
     shared: &'a Shared,
     shards: &Arc<Shards>,
     deadline: Instant,
@@ -337,8 +339,8 @@ async fn fetch_rows<'a>(
     if rows.saturating_add(PREFIX) > o.max_frame {
         return Err(Failure::Refused(format!("an answer of {rows} bytes is over the frame limit of {} bytes (--max-frame)", o.max_frame)));
     }
-    let stream = RowStream::new(shards, request, rows, shared.threads > 1)?;
-    let held = if stream.is_some() { PART } else { rows };
+    let stream = RowStream::new(shards, request, rows, means)?;
+    let held = stream.as_ref().map_or(rows, RowStream::held);
     let units = (held / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
     let share = match shared.in_flight.try_acquire_many(units) {
         Ok(share) => share,
