@@ -131,7 +131,8 @@ struct Options {
 }
 
 fn options(args: &[String]) -> Options {
-    let mut o = Options { rounds: 9, readme: None, dims: vec![16, 64], pieces: vec![1, 4], ids: vec![26_000, 1_000, 26], keyed: false, tcp: false };
+    let mut o =
+        Options { rounds: 9, readme: None, dims: vec![16, 64], pieces: vec![1, 4], ids: vec![26_000, 1_000, 26], keyed: false, tcp: false };
     let list = |text: &str| text.split(',').map(|n| n.parse().unwrap()).collect();
     for pair in args.chunks(2) {
         let [flag, value] = pair else { panic!("{pair:?} without a value") };
@@ -217,7 +218,8 @@ fn measure(o: &Options, dim: usize, pieces: usize, print: &mut dyn FnMut(String)
     let (raw_server, raw_endpoint) = spawn(&["raw"]);
     let mut redis = redis::Redis::start(ROWS, dim);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let store: Arc<dyn Store> = runtime.block_on(store::connect(manifest, &[endpoint], ConnectOptions { local: !o.tcp, ..ConnectOptions::default() })).unwrap();
+    let store: Arc<dyn Store> =
+        runtime.block_on(store::connect(manifest, &[endpoint], ConnectOptions { local: !o.tcp, ..ConnectOptions::default() })).unwrap();
     let mut raw = raw::Client::connect(&raw_endpoint);
     for &ids in &o.ids {
         let (calls, all) = (calls(ids), (ids, ROWS));

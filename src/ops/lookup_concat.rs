@@ -3,7 +3,7 @@
 
 use super::fused::Sequence;
 use super::{Args, Kernel, OpError, one, util};
-use crate::tensor::{DType, Shape, Tensor};
+use crate::tensor::{DType, Shape, Tensor, prefetch};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Elements of a task.
@@ -43,7 +43,37 @@ enum Ids<'a> {
 /// A part as it is read: bytes of a sample, and where they lie.
 enum Read<'a> {
     Plain(&'a [u8]),
-    Lookup { table: &'a [u8], rows: i64, ids: Ids<'a>, columns: usize, column: usize },
+    Lookup(Lookup<'a>),
+}
+
+/// Rows of a table.
+struct Lookup<'a> {
+    table: &'a [u8],
+    rows: i64,
+    ids: Ids<'a>,
+    columns: usize,
+    column: usize,
+}
+
+impl Lookup<'_> {
+    /// Where the row of a sample begins, of `size` bytes; `None` if there is none of its id.
+    #[inline(always)]
+    fn at(&self, sample: usize, size: usize) -> Option<usize> {
+        let i = sample * self.columns + self.column;
+        let id = match self.ids {
+            Ids::Long(ids) => ids[i],
+            Ids::Short(ids) => i64::from(ids[i]),
+        };
+        let row = if id < 0 { id.wrapping_add(self.rows) } else { id };
+        (0..self.rows).contains(&row).then_some(row as usize * size)
+    }
+
+    /// Asks the memory for the rows of `count` samples from `first` on.
+    fn ask(&self, first: usize, count: usize, size: usize) {
+        for at in (first..first + count).filter_map(|sample| self.at(sample, size)) {
+            prefetch(self.table.get(at..at + size).unwrap_or_default());
+        }
+    }
 }
 
 /// The kernel of a Concat along axis 1 of such parts. Anything out of the ordinary goes the way of the nodes themselves.
@@ -73,8 +103,16 @@ fn joined(parts: &[Part], args: &Args) -> Result<Option<Tensor>, OpError> {
     let wrong = AtomicBool::new(false);
     util::for_each_chunk(&mut out, samples * width, |chunk, block| {
         let block: &mut [u8] = bytemuck::cast_slice_mut(block);
+        let count = block.len() / (width * size_of::<f32>());
+        // The rows of a part are asked for while those of the one before are copied.
+        let ask = |part: usize| match reads.get(part) {
+            Some((Read::Lookup(lookup), size)) => lookup.ask(chunk * samples, count, *size),
+            _ => {}
+        };
+        ask(0);
         let mut offset = 0;
-        for (read, size) in &reads {
+        for (i, (read, size)) in reads.iter().enumerate() {
+            ask(i + 1);
             let place = Place { stride: width * size_of::<f32>(), offset, size: *size };
             if !fill(read, chunk * samples, block, place) {
                 wrong.store(true, Relaxed);
@@ -112,7 +150,7 @@ fn open<'a>(part: &Part, args: &'a Args) -> Result<Option<(Read<'a>, Shape)>, Op
                 _ => return Ok(None),
             };
             shape.push(width);
-            (Read::Lookup { table: bytes, rows: rows as i64, ids, columns, column }, shape)
+            (Read::Lookup(Lookup { table: bytes, rows: rows as i64, ids, columns, column }), shape)
         }
     };
     if part.unsqueezed && !shape.is_empty() {
@@ -120,7 +158,7 @@ fn open<'a>(part: &Part, args: &'a Args) -> Result<Option<(Read<'a>, Shape)>, Op
     }
     // One id per sample: ids of more would be a longer part.
     let one_id = match &read {
-        Read::Lookup { table, rows, .. } => {
+        Read::Lookup(Lookup { table, rows, .. }) => {
             util::product(shape.get(1..).unwrap_or(&[])) * size_of::<f32>() * (*rows as usize) == table.len()
         }
         Read::Plain(_) => true,
@@ -146,16 +184,9 @@ fn fill(read: &Read, first: usize, block: &mut [u8], place: Place) -> bool {
             }
             true
         }
-        Read::Lookup { table, rows, ids, columns, column } => {
-            let at = |sample: usize| {
-                let i = (first + sample) * columns + column;
-                let id = match ids {
-                    Ids::Long(ids) => ids[i],
-                    Ids::Short(ids) => i64::from(ids[i]),
-                };
-                let row = if id < 0 { id.wrapping_add(*rows) } else { id };
-                (0..*rows).contains(&row).then_some(row as usize * size)
-            };
+        Read::Lookup(lookup) => {
+            let at = |sample: usize| lookup.at(first + sample, size);
+            let table = lookup.table;
             match size {
                 4 => copy::<4>(table, at, block, place),
                 32 => copy::<32>(table, at, block, place),

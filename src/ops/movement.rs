@@ -5,7 +5,8 @@ use super::OpError;
 use super::util::for_each_chunk;
 use crate::invalid;
 use crate::tensor::{
-    Complex32, Complex64, DType, Element, Shape, Tensor, TensorError, checked_len, fits_memory, pack_bits, strides, unpack_bits,
+    AHEAD, Complex32, Complex64, DType, Element, Shape, Tensor, TensorError, checked_len, fits_memory, pack_bits, prefetch, strides,
+    unpack_bits,
 };
 use bytemuck::Pod;
 
@@ -308,8 +309,14 @@ impl Movement for Take<'_> {
         } else if block == 1 {
             for_each_chunk(out, 1024, |c, out| out.iter_mut().zip(&ids[c * 1024..]).for_each(|(x, &id)| *x = src[id].clone()));
         } else {
+            let at = |c: usize| (c / ids.len() * self.dim + ids[c % ids.len()]) * block;
+            let blocks = out.len() / block.max(1);
             for_each_chunk(out, block, |c, out| {
-                let at = (c / ids.len() * self.dim + ids[c % ids.len()]) * block;
+                if c + AHEAD < blocks {
+                    let at = at(c + AHEAD);
+                    prefetch(&src[at..at + block]);
+                }
+                let at = at(c);
                 out.clone_from_slice(&src[at..at + block]);
             });
         }

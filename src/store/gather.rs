@@ -1,33 +1,8 @@
 //! Copies rows from scattered places into one block, asking the memory for each row well before it is copied. The only
-//! file of `store` with `unsafe`: prefetch and `madvise` have no safe form.
+//! file of `store` with `unsafe`: `madvise` has no safe form.
 #![allow(unsafe_code)]
 
-/// Rows that are located, and asked for, before the first of them is copied.
-const AHEAD: usize = 32;
-/// Cache lines of a row that are asked for; the hardware follows by itself on longer ones.
-const LINES: usize = 8;
-
-/// Asks the memory for the bytes of a row that is read soon.
-#[inline(always)]
-pub(super) fn prefetch(row: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let mut at = 0;
-        while at < row.len().min(LINES * 64) {
-            // SAFETY: a prefetch never faults, whatever the address; this one lies within `row`.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().add(at).cast()) };
-            at += 64;
-        }
-        // A row that does not begin with a line ends in one more.
-        if let Some(last) = row.last() {
-            // SAFETY: as above.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(last).cast()) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = row;
-}
+use crate::tensor::{AHEAD, prefetch};
 
 /// Tells the system that the bytes are read at random, and that large pages are welcome. A hint: errors do not matter.
 pub(super) fn advise_random(mapped: &[u8]) {
@@ -167,7 +142,7 @@ mod tests {
     #[test]
     fn the_first_row_that_is_not_there_is_named() {
         let mut out = vec![0; 400];
-        for missing in [0, 18, 31, 32, 99] {
+        for missing in [0, 18, 63, 64, 99] {
             assert_eq!(gather(&mut out, (4, 0, 4), 100, |i| (i < missing).then_some(&[0; 4][..])), Err(missing));
         }
         assert_eq!(gather(&mut out, (5, 0, 5), 16, |i| (i != 3).then_some(&[0; 5][..])), Err(3));

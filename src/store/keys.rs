@@ -1,6 +1,6 @@
 //! Ids of both widths, and finding them: the rows of keys in a sorted list, many at a time, and which piece holds a row.
 
-use super::gather::prefetch;
+use crate::tensor::prefetch;
 
 /// Searches that run side by side, so that their cache misses overlap.
 const LANES: usize = 32;
@@ -83,7 +83,7 @@ impl Directory {
                 let range = self.range(w);
                 (*b, *l) = (range.start.min(end), range.len());
                 longest = longest.max(*l);
-                prefetch(bytemuck::cast_slice(&keys[range]));
+                prefetch(&keys[range]);
             }
             while longest > 1 {
                 for ((b, l), &w) in base.iter_mut().zip(&mut len).zip(block) {

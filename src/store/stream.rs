@@ -222,7 +222,9 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let widths = [64, 4, 12, 4096, 768 << 10, 256];
         let shards = shards(tmp.path(), &widths);
-        for counts in [[5000, 9, 7, 0, 0, 1], [0, 1000, 0, 400, 1, 0], [3, 0, 200_001, 700, 3, 5], [40_000, 0, 0, 0, 0, 0], [1, 1, 1, 1, 2, 0]] {
+        for counts in
+            [[5000, 9, 7, 0, 0, 1], [0, 1000, 0, 400, 1, 0], [3, 0, 200_001, 700, 3, 5], [40_000, 0, 0, 0, 0, 0], [1, 1, 1, 1, 2, 0]]
+        {
             let part = |(i, (&count, &width))| Part { table: i as u32, count, wide: false, width: width as u32, group: 0 };
             let parts: Vec<Part> = counts.iter().zip(&widths).enumerate().map(part).collect();
             let (starts, len) = crate::store::request::id_blocks(&parts).unwrap();

@@ -210,7 +210,9 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.peer_addr().map_or_else(|e| e.to_string(), |a| a.to_string()),
             #[cfg(target_os = "linux")]
-            Self::Local(stream) => stream.peer_cred().ok().and_then(|c| c.pid()).map_or("this machine".into(), |pid| format!("process {pid}")),
+            Self::Local(stream) => {
+                stream.peer_cred().ok().and_then(|c| c.pid()).map_or("this machine".into(), |pid| format!("process {pid}"))
+            }
         }
     }
 

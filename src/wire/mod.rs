@@ -15,8 +15,8 @@ mod tls;
 
 pub(crate) use fields::{Fields, put_str};
 pub(crate) use framed::{Body, Chunks, Codec, Framed, PREFIX, invalid, read_all};
-pub(crate) use local::{Door, Parked, Socket};
 pub(crate) use hello::{Hello, Identity, Role, token_fits};
+pub(crate) use local::{Door, Parked, Socket};
 pub(crate) use pool::Pooled;
 pub use tls::Tls;
 pub(crate) use tls::{Stream, Unreached, refusal};
