@@ -1,6 +1,6 @@
 //! A store that answers at once while pservers are known to be away, rather than letting each request wait for its deadline.
 
-use crate::store::{LookupFuture, Query, Stats, Store, StoreError, Table};
+use crate::store::{BagFuture, BagQuery, LookupFuture, Query, Stats, Store, StoreError, Table};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -72,6 +72,21 @@ impl Store for Guard {
                 self.lose(e, kept);
             }
             rows
+        })
+    }
+
+    fn lookup_bags<'a>(&'a self, query: &'a BagQuery) -> BagFuture<'a> {
+        if let Some(e) = self.lost() {
+            return Box::pin(std::future::ready(Err(e)));
+        }
+        Box::pin(async move {
+            let pooled = self.inner.lookup_bags(query).await;
+            if let Err(e) = &pooled
+                && away(e)
+            {
+                self.lose(e, vec![Query { table: query.table, ids: query.ids.iter().take(KEPT).copied().collect() }]);
+            }
+            pooled
         })
     }
 

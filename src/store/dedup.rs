@@ -47,6 +47,18 @@ impl Habit {
     }
 }
 
+/// How many ids a lookup of these would send, about: all, or the distinct ones. Nothing but the ids decides.
+pub(super) fn sent(mode: Dedup, ids: &[u64], width: usize, seen: &mut Seen) -> usize {
+    if mode == Dedup::Never {
+        return ids.len();
+    }
+    let repeated = seen.repeated(ids);
+    match mode {
+        Dedup::Auto if ids.len() > FEW && !pays(repeated, width) => ids.len(),
+        _ => (ids.len() as f64 * (1.0 - repeated)).round() as usize,
+    }
+}
+
 /// Whether it pays where this share of the ids is repeated. In nanoseconds an id: finding it takes 8.5, and putting its row
 /// where it belongs what a copy takes; a row that is not sent saves the copy at the server and its way over loopback.
 /// A slower network only makes a row dearer.
@@ -159,6 +171,19 @@ mod tests {
         assert!(habit.wanted(Dedup::Auto, &[1, 2], 4, &mut seen));
         assert!(!habit.wanted(Dedup::Never, &repeated, 256, &mut seen));
         assert!(habit.wanted(Dedup::Always, &distinct, 256, &mut seen));
+    }
+
+    #[test]
+    fn what_would_be_sent_is_told_from_the_ids() {
+        let mut seen = Seen::default();
+        let ids: Vec<u64> = (0..1000).map(|i| i % 10).collect();
+        let few = &ids[..40];
+        let all =
+            [Dedup::Auto, Dedup::Always, Dedup::Never].map(|mode| (sent(mode, &ids, 256, &mut seen), sent(mode, few, 256, &mut seen)));
+        assert_eq!(all, [(10, 10), (10, 10), (1000, 40)]);
+        // One in a hundred is not worth the search.
+        let ids: Vec<u64> = (0..1000).map(|i| i % 990).collect();
+        assert_eq!([Dedup::Auto, Dedup::Always].map(|mode| sent(mode, &ids, 4, &mut seen)), [1000, 990]);
     }
 
     #[test]

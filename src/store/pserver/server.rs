@@ -6,6 +6,7 @@ use super::versions::{Version, Versions};
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
 use super::{ServeOptions, ServerInfo};
 use crate::store::request::{Request, row_blocks};
+use crate::store::shards::PoolJob;
 use crate::store::stream::{CHUNK, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
 use crate::wire::{Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Role, Stream, causes};
@@ -23,6 +24,9 @@ use tarpc::server::{BaseChannel, Config};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
+
+/// What an id of a request takes at most: itself, its weight, the end of a bag.
+const ID_BYTES: usize = 8 + 8 + 4;
 
 /// Time that connections have to end by themselves when the server stops.
 const GRACE: Duration = Duration::from_secs(2);
@@ -221,7 +225,7 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
     reply(&mut channel, shared, hello.id, answer).await?;
     let Some(role) = role else { return Err("refused".into()) };
     let o = &shared.options;
-    let largest_request = (PREFIX + MAX_HEAD).saturating_add(o.max_ids.saturating_mul(8));
+    let largest_request = (PREFIX + MAX_HEAD).saturating_add(o.max_ids.saturating_mul(ID_BYTES));
     std::pin::Pin::new(&mut channel).get_pin_ref().set_limits(o.max_frame.min(largest_request), o.max_frame);
     let mut stop = shared.stop.subscribe();
     if *stop.borrow_and_update() {
@@ -332,8 +336,13 @@ async fn fetch_rows<'a>(
     if rows.saturating_add(PREFIX) > o.max_frame {
         return Err(Failure::Refused(format!("an answer of {rows} bytes is over the frame limit of {} bytes (--max-frame)", o.max_frame)));
     }
-    let stream = RowStream::new(shards, request, rows)?;
-    let held = if stream.is_some() { CHUNK } else { rows };
+    let pooled = request.pooling.map(|p| (p.bags, p.len().unwrap_or(usize::MAX)));
+    if let Some((bags, len)) = pooled.filter(|&(bags, len)| bags as usize > o.max_ids || len.saturating_add(PREFIX) > o.max_frame) {
+        let (ids, frame) = (o.max_ids, o.max_frame);
+        return Err(Failure::Refused(format!("{bags} bags in {len} bytes, the limits are {ids} bags and {frame} bytes (--max-frame)")));
+    }
+    let stream = if pooled.is_some() { None } else { RowStream::new(shards, request, rows)? };
+    let held = if stream.is_some() { CHUNK } else { pooled.map_or(rows, |p| p.1) };
     let units = (held / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
     let share = match shared.in_flight.try_acquire_many(units) {
         Ok(share) => share,
@@ -344,9 +353,17 @@ async fn fetch_rows<'a>(
     };
     Ok((
         share,
-        match stream {
-            Some(rows) => Answer::Rows(rows),
-            None => Answer::Reply(shards.answer(request)?),
+        match (stream, request.pooling) {
+            (Some(rows), _) => Answer::Rows(rows),
+            (None, Some(pooling)) => {
+                let mut job = PoolJob::new(shards, request, pooling)?;
+                while job.step()? {
+                    // Other connections of this thread go on meanwhile.
+                    tokio::task::yield_now().await;
+                }
+                Answer::Reply(job.reply())
+            }
+            (None, None) => Answer::Reply(shards.answer(request)?),
         },
     ))
 }
