@@ -5,7 +5,7 @@ use crate::dispatch_float;
 use crate::ops::remote::TableSpec;
 use crate::store::{BagQuery, Query, Store};
 use crate::tensor::pool::{Bags, Columns, pool};
-use crate::tensor::{DType, Float, Number, PoolMode, Tensor, fits_memory};
+use crate::tensor::{DType, Float, PoolMode, Tensor, fits_memory};
 use std::sync::Arc;
 
 /// Where each bag begins among so many ids, then where the last ends. Without `last_offset`, that is the end of the ids.

@@ -123,6 +123,10 @@ impl Seen {
             0 => ids.to_vec(),
             _ => ids.iter().copied().filter(|id| mix(*id) << 8 >> (64 - bits) == 0).collect(),
         };
+        if sample.is_empty() && !ids.is_empty() {
+            // So few are distinct that none of them is in the part.
+            return 1.0;
+        }
         let unique = self.unique(&sample).0.len();
         1.0 - unique.max(1) as f64 / sample.len().max(1) as f64
     }
@@ -195,5 +199,7 @@ mod tests {
             assert!((found - expected).abs() < 0.02, "{n} ids, each {each} times: {found}");
         }
         assert_eq!(seen.repeated(&[]), 0.0);
+        // A few ids again and again, whether any of them is in the sample or not.
+        (0..50).for_each(|id| assert!(seen.repeated(&[id, id + 1].repeat(50_000)) > 0.99, "{id}"));
     }
 }
