@@ -18,9 +18,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 const ROWS: usize = 1_000_000;
-/// Runs of a round.
-const RUNS: usize = 60;
-
 /// A server in a process of its own, killed when it is dropped.
 struct Server(Child);
 
@@ -86,6 +83,8 @@ fn main() {
         args.iter().position(|a| a == name).map_or(default, |i| args[i + 1].parse().expect("a number"))
     };
     let (rounds, bags, ids, dim) = (option("--rounds", 15), option("--bags", 1000), option("--ids", 26), option("--dim", 64));
+    // Runs of a round.
+    let runs = (1_600_000 / (bags * ids).max(1)).clamp(60, 3000);
     let dir = tempfile::tempdir().unwrap();
     let manifest = Arc::new(deploy(dir.path(), dim));
     let mut child = Command::new(&args[0]).args(["serve", dir.path().to_str().unwrap()]).stdout(Stdio::piped()).spawn().unwrap();
@@ -112,7 +111,7 @@ fn main() {
     let used = || cpu(server.0.id()) + cpu(std::process::id());
     let mut rows: [Vec<(f64, f64, f64)>; 2] = [Vec::new(), Vec::new()];
     for round in 0..=rounds {
-        let inputs: Vec<Tensor> = (0..RUNS).map(|_| Tensor::vector((0..bags * ids).map(|_| random()).collect::<Vec<_>>())).collect();
+        let inputs: Vec<Tensor> = (0..runs).map(|_| Tensor::vector((0..bags * ids).map(|_| random()).collect::<Vec<_>>())).collect();
         let mut first = Vec::new();
         for (way, session) in sessions.iter().enumerate() {
             let (before, bytes, mut walls) = (used(), store.stats().bytes, Vec::new());
@@ -124,7 +123,7 @@ fn main() {
                     first.push(out[0].1.as_tensor().unwrap().bytes().unwrap().to_vec());
                 }
             }
-            let (used, bytes) = ((used() - before) / RUNS as f64, (store.stats().bytes - bytes) as f64 / RUNS as f64);
+            let (used, bytes) = ((used() - before) / runs as f64, (store.stats().bytes - bytes) as f64 / runs as f64);
             // The first round warms up.
             if round > 0 {
                 rows[way].push((spread(walls).1, used, bytes));

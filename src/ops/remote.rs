@@ -8,7 +8,11 @@
 //! `Lookup(table, ids) → rows` is a lookup in a table that is here, where ONNX's `Gather` would mean something else: with
 //! `negative` and `padding_idx` as above and `table`, a name for messages.
 //!
-//! `RemoteLookupBag(ids, offsets[, weights]) → pooled` pools the rows of each bag (`mode` sum, mean or max).
+//! `RemoteLookupBag(ids, offsets[, weights]) → pooled` looks up a list of ids in one table and pools the rows of each bag (`mode` sum,
+//! mean or max), in the order of the ids: bag `b` is the ids from `offsets[b]` up to `offsets[b + 1]`, the last one up to the end; with
+//! `include_last_offset` 1 the last offset is an end alone. Weights are of the table's dtype and multiply the rows first. A mean is
+//! divided by the number of ids, a bag without ids is zeros. Halves are pooled in `float32` and rounded once. The rows are pooled where
+//! they are, where that sends less, to the same bits (`store::Store::lookup_bags`).
 
 use super::infer::nothing;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Run, one};

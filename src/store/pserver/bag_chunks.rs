@@ -2,7 +2,7 @@
 
 use super::wire::{Limits, overhead};
 use crate::store::request::{Part, Pooling, Reply, Request, bag_blocks};
-use crate::wire::Pooled;
+use crate::wire::{MAX_HEAD, Pooled};
 
 /// Room that is lost between blocks at most.
 const GAPS: usize = 64;
@@ -14,11 +14,13 @@ pub(super) fn cut(request: &Request, pooling: Pooling, limits: Limits) -> Option
     let [part] = *request.parts else { return None };
     let limit = usize::try_from(limits.max_frame).unwrap_or(usize::MAX).checked_sub(overhead(1) + GAPS)?;
     let most = usize::try_from(limits.max_ids).unwrap_or(usize::MAX);
+    // Of a request a server reads no more than 8 bytes for each id beside a head.
+    let largest = most.saturating_mul(8).saturating_add(MAX_HEAD - overhead(1) - GAPS).min(limit);
     let (id, factor, width) = (part.id_bytes(), usize::from(pooling.factor), pooling.width as usize);
     let fits = |ids: usize, bags: usize| {
         let asked = ids.checked_mul(id + factor).zip(bags.checked_mul(4)).and_then(|(a, b)| a.checked_add(b));
-        let sizes = [asked, ids.checked_mul(part.width as usize), bags.checked_mul(width)];
-        ids <= most && bags <= most && sizes.iter().all(|s| s.is_some_and(|s| s <= limit))
+        let sizes = [(asked, largest), (ids.checked_mul(part.width as usize), limit), (bags.checked_mul(width), limit)];
+        ids <= most && bags <= most && sizes.iter().all(|(size, limit)| size.is_some_and(|s| s <= *limit))
     };
     if fits(part.count as usize, pooling.bags as usize) {
         return Some(vec![request.clone()]);

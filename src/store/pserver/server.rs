@@ -25,9 +25,6 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
-/// What an id of a request takes at most: itself, its weight, the end of a bag.
-const ID_BYTES: usize = 8 + 8 + 4;
-
 /// Time that connections have to end by themselves when the server stops.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -225,7 +222,7 @@ async fn converse(stream: TcpStream, shared: &Shared) -> Result<(), String> {
     reply(&mut channel, shared, hello.id, answer).await?;
     let Some(role) = role else { return Err("refused".into()) };
     let o = &shared.options;
-    let largest_request = (PREFIX + MAX_HEAD).saturating_add(o.max_ids.saturating_mul(ID_BYTES));
+    let largest_request = (PREFIX + MAX_HEAD).saturating_add(o.max_ids.saturating_mul(8));
     std::pin::Pin::new(&mut channel).get_pin_ref().set_limits(o.max_frame.min(largest_request), o.max_frame);
     let mut stop = shared.stop.subscribe();
     if *stop.borrow_and_update() {
