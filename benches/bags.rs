@@ -1,13 +1,13 @@
 //! Bags pooled by a pserver, which is a process of its own on loopback, beside the same bags whose rows come to the worker.
 //!
-//!     cargo bench --bench bags [-- --rounds N] [--bags 1000] [--ids 26] [--dim 64]
+//!     cargo bench --bench bags [-- --rounds N] [--bags 1000] [--ids 26] [--dim 64] [--store int8]
 //!
 //! It prints for each way the median run of a model of one `RemoteLookupBag` and the CPU time of worker and server together, then
 //! their ratios as min / median / max over rounds that take turns: above 1 pooling by the server is better.
 
 use graphtool::exec::{Options, Session};
 use graphtool::ir::parse_model;
-use graphtool::plan::{FORMAT_VERSION, Manifest, Sharding, TableLayout};
+use graphtool::plan::{FORMAT_VERSION, Manifest, Sharding, StoreDtype, TableLayout};
 use graphtool::store::{self, ConnectOptions, LookupFuture, Query, ServeOptions, Stats, Store, Table};
 use graphtool::tensor::Tensor;
 use std::io::BufRead;
@@ -46,9 +46,9 @@ impl Store for Rows {
     }
 }
 
-fn deploy(dir: &Path, dim: usize) -> Manifest {
+fn deploy(dir: &Path, dim: usize, store: Option<StoreDtype>) -> Manifest {
     let values = Tensor::new([ROWS, dim], (0..ROWS * dim).map(|i| i as f32 * 1e-6).collect()).unwrap();
-    let layout = TableLayout { name: "T".into(), sharding: Sharding::Table, shards: vec![0], starts: None, store: None };
+    let layout = TableLayout { name: "T".into(), sharding: Sharding::Table, shards: vec![0], starts: None, store };
     let tables = vec![store::write_table(dir, "T", &values, &layout).unwrap()];
     let (plan_id, fingerprint, files, dense_inputs) = (String::new(), "graph".into(), Default::default(), Vec::new());
     let mut manifest =
@@ -85,8 +85,9 @@ fn main() {
     let (rounds, bags, ids, dim) = (option("--rounds", 15), option("--bags", 1000), option("--ids", 26), option("--dim", 64));
     // Runs of a round.
     let runs = (1_600_000 / (bags * ids).max(1)).clamp(60, 3000);
+    let stored = args.iter().position(|a| a == "--store").and_then(|i| StoreDtype::from_name(&args[i + 1]));
     let dir = tempfile::tempdir().unwrap();
-    let manifest = Arc::new(deploy(dir.path(), dim));
+    let manifest = Arc::new(deploy(dir.path(), dim, stored));
     let mut child = Command::new(&args[0]).args(["serve", dir.path().to_str().unwrap()]).stdout(Stdio::piped()).spawn().unwrap();
     let mut endpoint = String::new();
     std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut endpoint).unwrap();

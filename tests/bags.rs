@@ -111,7 +111,7 @@ async fn long_bags_send_fewer_bytes_and_bags_of_one_id_ask_for_rows() {
     assert_eq!(store.lookup_bags(&of(0, every(1))).await.unwrap(), None);
     assert_eq!(store.stats(), twice);
     // Nor are the few rows that are left of ids that stand there again and again.
-    let hot = BagQuery { ids: vec![7, 8, 9, 7].repeat(650), ..of(0, every(26)) };
+    let hot = BagQuery { ids: [7, 8, 9, 7].repeat(650), ..of(0, every(26)) };
     assert_eq!(store.lookup_bags(&hot).await.unwrap(), None);
     assert_eq!(store.lookup(vec![query(0, &hot.ids)]).await.unwrap(), [expected(&table.values, &hot.ids)]);
     assert_eq!(store.stats().bytes, 200 * 256 + 3 * 256);
