@@ -4,7 +4,7 @@ use super::host::{HostError, row_ids, rows_error, spread};
 use crate::dispatch_float;
 use crate::ops::remote::TableSpec;
 use crate::store::{BagQuery, Query, Store};
-use crate::tensor::pool::{Bags, Columns, pool};
+use crate::tensor::pool::{Bags, Columns, pool, widened};
 use crate::tensor::{DType, Float, PoolMode, Tensor, fits_memory};
 use std::sync::Arc;
 
@@ -94,7 +94,7 @@ fn pool_here(rows: &Tensor, bags: &Bags) -> Result<Tensor, String> {
         let (mut out, bytes) = (vec![T::ZERO; len], width * size_of::<T>());
         let data = rows.bytes().unwrap_or_default();
         let at = Columns { stride: bytes, offset: 0, width: bytes };
-        pool::<T>(bags, bytemuck::cast_slice_mut(&mut out), at, None, |i| data.get(i * bytes..(i + 1) * bytes))
+        pool::<T>(bags, bytemuck::cast_slice_mut(&mut out), at, |i| data.get(i * bytes..(i + 1) * bytes), widened::<T>)
             .map_err(|i| format!("no row came for the id at position {i}"))?;
         Tensor::new(shape, out).map_err(|e| e.to_string())
     }

@@ -2,7 +2,7 @@
 
 use super::gather::Coming;
 use super::layout::check_range;
-use super::narrow::widen;
+use super::narrow::Narrowed;
 use super::{StoreError, Table};
 use crate::dispatch_float;
 use crate::plan::StoreDtype;
@@ -115,10 +115,14 @@ impl Stored {
         let mut missing = None;
         let next = |i: usize| coming.take(i).map_err(|at| missing = Some(at)).ok();
         let at = Columns { stride, offset, width: self.wide() };
-        let segment = [self.columns()];
-        let decode = self.stored.map(|s| move |row: &[u8], to: &mut Vec<u8>| widen(self.dtype, s, &segment, row, to));
-        let decode = decode.as_ref().map(|d| d as &dyn Fn(&[u8], &mut Vec<u8>));
-        let done = dispatch_float!(self.dtype, T => pool::pool::<T>(bags, out, at, decode, next), _other => Err(0));
+        let mut scratch = Vec::new();
+        let done = dispatch_float!(self.dtype, T => match self.stored {
+            None => pool::pool::<T>(bags, out, at, next, pool::widened::<T>),
+            Some(stored) => pool::pool::<T>(bags, out, at, next, |row, wide| {
+                T::widen_row(stored, row, &mut scratch, wide);
+                Some(wide)
+            }),
+        }, _other => Err(0));
         done.map_err(|i| missing.unwrap_or(i))
     }
 }

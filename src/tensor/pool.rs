@@ -38,7 +38,8 @@ pub(crate) struct Columns {
 
 /// Pools the rows of `T` that `row` gives as bytes, in their order: an element of a bag is its first row's, to which those of the
 /// next rows are added, or the greatest of them, each after its factor, in [`Float::Wide`]. A mean is divided by the number of rows;
-/// a bag without rows is zeros. `decode` appends the elements that stored bytes stand for, where they are not the elements.
+/// a bag without rows is zeros. `widen` makes elements of the bytes, in its buffer or in their place: [`widened`] where they are elements
+/// of `T`.
 ///
 /// # Errors
 /// The first row that is not there or has another width.
@@ -46,25 +47,20 @@ pub(crate) fn pool<'a, T: Float>(
     bags: &Bags,
     out: &mut [u8],
     at: Columns,
-    decode: Option<&dyn Fn(&[u8], &mut Vec<u8>)>,
     mut row: impl FnMut(usize) -> Option<&'a [u8]>,
+    mut widen: impl for<'b> FnMut(&'b [u8], &'b mut Vec<T::Wide>) -> Option<&'b [T::Wide]>,
 ) -> Result<(), usize> {
     let size = size_of::<T>();
     let weights = bags.weights.map(|w| T::vec_from_bytes(w).unwrap_or_default());
     let weight = |i: usize| weights.as_ref().map(|w| w.get(i).copied().unwrap_or(T::ONE).widen());
     let mut total = vec![T::Wide::ZERO; at.width / size];
-    let (mut decoded, mut wide) = (Vec::new(), Vec::new());
+    let mut wide = Vec::new();
     let places = out.chunks_mut(at.stride.max(1));
     for (bag, place) in bags.bounds.windows(2).zip(places) {
         let (from, to) = (bag[0], bag[1]);
         for i in from..to {
-            let mut bytes = row(i).ok_or(i)?;
-            if let Some(decode) = decode {
-                decoded.clear();
-                decode(bytes, &mut decoded);
-                bytes = &decoded;
-            }
-            let elements = widened::<T>(bytes, &mut wide).filter(|e| e.len() == total.len()).ok_or(i)?;
+            let bytes = row(i).ok_or(i)?;
+            let elements = widen(bytes, &mut wide).filter(|e| e.len() == total.len()).ok_or(i)?;
             take(&mut total, elements, (i == from, bags.mode == PoolMode::Max, weight(i)));
         }
         let place = place.get_mut(at.offset..at.offset + at.width).ok_or(from)?;
@@ -97,7 +93,7 @@ fn take<W: Float>(total: &mut [W], row: &[W], (first, max, weight): (bool, bool,
 
 /// Elements of `T` in their wide type; copied only where they are not so already, or not aligned.
 #[inline(always)]
-fn widened<'a, T: Float>(bytes: &'a [u8], out: &'a mut Vec<T::Wide>) -> Option<&'a [T::Wide]> {
+pub(crate) fn widened<'a, T: Float>(bytes: &'a [u8], out: &'a mut Vec<T::Wide>) -> Option<&'a [T::Wide]> {
     if T::DTYPE == <T::Wide as Element>::DTYPE {
         if let Some(elements) = T::Wide::slice_from_bytes(bytes) {
             return Some(elements);
@@ -123,7 +119,7 @@ mod tests {
         let (size, bytes) = (size_of::<T>(), T::as_bytes(rows).expect("bytes"));
         let mut out = vec![7u8; bags.count() * 2 * size];
         let at = Columns { stride: 2 * size, offset: 0, width: 2 * size };
-        pool::<T>(&bags, &mut out, at, None, |i| bytes.get(i * 2 * size..(i + 1) * 2 * size)).expect("rows");
+        pool::<T>(&bags, &mut out, at, |i| bytes.get(i * 2 * size..(i + 1) * 2 * size), widened::<T>).expect("rows");
         T::vec_from_bytes(&out).expect("elements")
     }
 
@@ -158,9 +154,9 @@ mod tests {
         let rows: Vec<[u8; 4]> = [1f32, 2.0, 3.0].iter().map(|x| x.to_le_bytes()).collect();
         let mut out = vec![0u8; 2 * 8];
         let at = Columns { stride: 8, offset: 4, width: 4 };
-        pool::<f32>(&bags, &mut out, at, None, |i| rows.get(i).map(|r| &r[..])).expect("rows");
+        pool::<f32>(&bags, &mut out, at, |i| rows.get(i).map(|r| &r[..]), widened::<f32>).expect("rows");
         assert_eq!(f32::vec_from_bytes(&out), Some(vec![0.0, 1.0, 0.0, 5.0]));
-        assert_eq!(pool::<f32>(&bags, &mut out, at, None, |i| rows.get(i).filter(|_| i != 2).map(|r| &r[..])), Err(2));
-        assert_eq!(pool::<f32>(&bags, &mut out, at, None, |_| Some(&[0; 8])), Err(0));
+        assert_eq!(pool::<f32>(&bags, &mut out, at, |i| rows.get(i).filter(|_| i != 2).map(|r| &r[..]), widened::<f32>), Err(2));
+        assert_eq!(pool::<f32>(&bags, &mut out, at, |_| Some(&[0; 8]), widened::<f32>), Err(0));
     }
 }

@@ -67,9 +67,9 @@ impl Sharded {
         let part = Part { table: query.table as u32, count, wide: route.wide, width: 0, group: 0 };
         let pooling = Pooling { mode: query.mode, bags, factor: if inside.weights.is_some() { size as u8 } else { 0 }, width: 0 };
         let (starts, len) = bag_blocks(&part, &pooling)?;
-        let here = len.checked_mul(peers.len())?.checked_add(query.bags().checked_mul(width)?)?;
-        let there = |ids: usize| ids.saturating_mul(route.width + part.id_bytes() * peers.len());
-        if here >= there(inside.ids.len()) || here >= there(sent(self.dedup, inside.ids, route.width, seen)) {
+        let pooled = len.checked_mul(peers.len())?.checked_add(query.bags().checked_mul(width)?)?;
+        let rows = |ids: usize| ids.saturating_mul(route.width + part.id_bytes() * peers.len());
+        if pooled >= rows(inside.ids.len()) || pooled >= rows(sent(self.dedup, inside.ids, route.width, seen)) {
             return None;
         }
         let body = body(&part, inside, starts, len);
