@@ -249,11 +249,17 @@ fn frames_of_the_wire() {
     }
     fetch.push(1);
     fetch.extend(0u32.to_le_bytes());
+    // The same to be pooled: the kind, and after the part the mode, two bags, weights of four bytes and the width.
+    let pool = [&[6u8], &fetch[1..], &[1], &2u32.to_le_bytes(), &[4], &64u32.to_le_bytes()].concat();
+    let pool = frame(&pool, &[[1u8; 24].as_slice(), &1u32.to_le_bytes(), &3u32.to_le_bytes(), &[0; 12]].concat());
     let fetch = frame(&fetch, &[1; 24]);
     let info = frame(&[[2u8].as_slice(), &[0; 16]].concat(), &[]);
     let hello = frame(&[[0u8].as_slice(), &[0; 16], &[1, 0, 0, 0], &[4, 0, 0, 0], b"plan", &[0; 40]].concat(), &[]);
-    assert!(graphtool::store::frames_in(&fetch) > 0 && graphtool::store::frames_in(&info) > 0, "the seeds are frames");
-    throw(harness::wire, &[fetch.clone(), info.clone(), hello, [fetch, info].concat()], 20_000);
+    assert!(
+        graphtool::store::frames_in(&fetch) > 0 && graphtool::store::frames_in(&info) > 0 && graphtool::store::frames_in(&pool) > 0,
+        "the seeds are frames"
+    );
+    throw(harness::wire, &[fetch.clone(), pool, info.clone(), hello, [fetch, info].concat()], 20_000);
 }
 
 #[test]

@@ -6,8 +6,8 @@ mod support;
 use futures::future::join_all;
 use graphtool::comm::{self, Comm, CommError, GroupOptions, ReduceOp};
 use graphtool::plan::{Manifest, Sharding};
-use graphtool::store::{self, ConnectOptions, Query, ServeOptions, StoreError, Tls};
-use graphtool::tensor::{DType, Tensor};
+use graphtool::store::{self, BagQuery, ConnectOptions, Query, ServeOptions, StoreError, Tls};
+use graphtool::tensor::{DType, PoolMode, Tensor};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,8 @@ fn tls(name: &str, ca: &str) -> Tls {
 
 fn deployment() -> (tempfile::TempDir, Arc<Manifest>) {
     let dir = tempfile::tempdir().unwrap();
-    let manifest = support::deploy(dir.path(), &[support::source("T", DType::F32, &[1000, 8], Sharding::Row, 2)], 2);
+    let columns = support::source("C", DType::F32, &[1000, 8], Sharding::Column, 2);
+    let manifest = support::deploy(dir.path(), &[support::source("T", DType::F32, &[1000, 8], Sharding::Row, 2), columns], 2);
     (dir, Arc::new(manifest))
 }
 
@@ -52,6 +53,8 @@ async fn rows_within_tls_are_those_without() {
             let endpoints: Vec<String> = running.iter().map(|s| s.endpoint.replace("127.0.0.1", host)).collect();
             let store = store::connect(manifest.clone(), &endpoints, options(tls.clone())).await.unwrap();
             answers.push(store.lookup(vec![Query { table: 0, ids: ids.clone() }]).await.unwrap());
+            let bags = BagQuery { table: 1, ids: (0..500).collect(), bounds: vec![0, 500], weights: None, mode: PoolMode::Mean };
+            answers.last_mut().unwrap().push(store.lookup_bags(&bags).await.unwrap().unwrap());
             assert_eq!(store::server_info(&endpoints[0], &options(tls.clone())).await.unwrap().plan_id, manifest.plan_id);
         }
     }

@@ -1,13 +1,14 @@
 //! Host steps: lookups and collectives. They are started by the scheduler and run on the asynchronous runtime.
 
+use super::bags::{self, BagLookup};
 use super::scheduler::Pending;
 use crate::comm::{Comm, ReduceOp};
 use crate::ir::{Attrs, OpName};
 use crate::ops::OpError;
-use crate::ops::remote::{LookupSpec, PoolMode, TableSpec, row_of};
+use crate::ops::remote::{LookupSpec, TableSpec, pool_mode, row_of};
 use crate::store::{Query, Store, StoreError, Tally};
-use crate::tensor::{DType, Shape, Tensor, Value};
-use crate::{dispatch, dispatch_float, invalid, unsupported};
+use crate::tensor::{DType, PoolMode, Shape, Tensor, Value};
+use crate::{dispatch, invalid, unsupported};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
@@ -42,7 +43,7 @@ pub(super) fn build(op: &OpName, attrs: &Attrs, inputs: usize) -> Result<HostSte
         "RemoteLookup" => HostStep::Lookup(LookupSpec::read(attrs, inputs)?),
         "RemoteLookupBag" => HostStep::Bag {
             table: LookupSpec::read(attrs, 1)?,
-            mode: PoolMode::read(attrs)?,
+            mode: pool_mode(attrs)?,
             last_offset: attrs.int_or("include_last_offset", 0)? != 0,
         },
         "AllReduce" => HostStep::AllReduce(reduce()?),
@@ -85,7 +86,7 @@ impl From<&str> for HostError {
 }
 
 /// What a store says, by whose fault it is.
-fn rows_error(e: StoreError) -> HostError {
+pub(super) fn rows_error(e: StoreError) -> HostError {
     let detail = e.to_string();
     match e {
         StoreError::Invalid { .. } | StoreError::Absent { .. } => HostError::Step(detail),
@@ -154,14 +155,11 @@ impl Host {
                 let offsets = tensors.next().flatten().ok_or("offsets are missing")?;
                 let offsets = offsets.to_i64s().map_err(|e| format!("offsets: {e}"))?;
                 let weights = tensors.next().flatten();
-                let bags = bag_ranges(&offsets, ids.len(), *last_offset)?;
-                let rows = self.lookup(table, vec![ids])?;
-                let mode = *mode;
-                let job = async move {
-                    let rows = rows.await?.pop().ok_or("no rows")?;
-                    Ok(vec![pool(&rows, &bags, weights.as_ref(), mode).map_err(|e| e.to_string())?.into()])
-                };
-                Ok(job.boxed())
+                let bounds = bags::bounds(&offsets, ids.len(), *last_offset)?;
+                let [table] = table.tables.as_slice() else { return Err("one table is expected".into()) };
+                let source = (self.store.clone().ok_or("no store")?, self.index(table)?);
+                let lookup = BagLookup::new(source, table, &ids, weights.as_ref(), (bounds, *mode))?;
+                Ok(async move { Ok(vec![lookup.run().await?.into()]) }.boxed())
             }
             collective => {
                 let x = tensors.next().flatten();
@@ -182,13 +180,17 @@ impl Host {
         }
     }
 
+    fn index(&self, table: &TableSpec) -> Result<usize, String> {
+        self.tables.get(&table.name).copied().ok_or_else(|| format!("table \"{}\" is not in the store", table.name))
+    }
+
     fn lookup(&self, spec: &LookupSpec, ids: Vec<Tensor>) -> Result<BoxFuture<'static, Result<Vec<Tensor>, HostError>>, String> {
         let store = self.store.clone().ok_or("no store")?;
         let mut queries = Vec::with_capacity(ids.len());
         let mut shapes = Vec::with_capacity(ids.len());
         let mut kept = Vec::with_capacity(ids.len());
         for (table, ids) in spec.tables.iter().zip(ids) {
-            let index = *self.tables.get(&table.name).ok_or_else(|| format!("table \"{}\" is not in the store", table.name))?;
+            let index = self.index(table)?;
             let keyed = store.tables()[index].keyed;
             let (rows, places) = row_ids(table, &ids, keyed)?;
             queries.push(Query { table: index, ids: rows });
@@ -238,7 +240,7 @@ impl HostStep {
 }
 
 /// The row numbers of ids, checked. Where the table has a padding id, also the positions of the ids that are none.
-fn row_ids(table: &TableSpec, ids: &Tensor, keyed: bool) -> Result<(Vec<u64>, Option<Vec<usize>>), String> {
+pub(super) fn row_ids(table: &TableSpec, ids: &Tensor, keyed: bool) -> Result<(Vec<u64>, Option<Vec<usize>>), String> {
     if keyed && ids.dtype() == DType::U64 {
         return Ok((ids.to_slice::<u64>().map_err(text)?.into_owned(), None));
     }
@@ -261,7 +263,7 @@ fn row_ids(table: &TableSpec, ids: &Tensor, keyed: bool) -> Result<(Vec<u64>, Op
 }
 
 /// Puts rows at their places among `len`; the others are zeros.
-fn spread(rows: Tensor, places: Option<Vec<usize>>, len: usize) -> Result<Tensor, String> {
+pub(super) fn spread(rows: Tensor, places: Option<Vec<usize>>, len: usize) -> Result<Tensor, String> {
     fn spread_as<T: crate::tensor::Element>(rows: &Tensor, places: &[usize], len: usize) -> Result<Tensor, String> {
         let mut shape = rows.shape().clone();
         let width: usize = shape[1..].iter().product();
@@ -276,57 +278,4 @@ fn spread(rows: Tensor, places: Option<Vec<usize>>, len: usize) -> Result<Tensor
         Some(places) if places.len() < len => dispatch!(rows.dtype(), T => spread_as::<T>(&rows, &places, len)),
         _ => Ok(rows),
     }
-}
-
-fn bag_ranges(offsets: &[i64], ids: usize, last_offset: bool) -> Result<Vec<std::ops::Range<usize>>, String> {
-    let bags = if last_offset { offsets.len().saturating_sub(1) } else { offsets.len() };
-    (0..bags)
-        .map(|b| {
-            let start = offsets[b];
-            let end = offsets.get(b + 1).copied().unwrap_or(ids as i64);
-            if start < 0 || end < start || end > ids as i64 {
-                return Err(format!("offsets {start}..{end} of bag {b} do not lie in 0..{ids}"));
-            }
-            Ok(start as usize..end as usize)
-        })
-        .collect()
-}
-
-/// Pools rows by bag, in the order of the ids; an empty bag is zeros.
-fn pool(rows: &Tensor, bags: &[std::ops::Range<usize>], weights: Option<&Tensor>, mode: PoolMode) -> Result<Tensor, OpError> {
-    use crate::tensor::{Float, Number};
-    fn pool_as<T: Float>(
-        rows: &Tensor,
-        bags: &[std::ops::Range<usize>],
-        weights: Option<&Tensor>,
-        mode: PoolMode,
-    ) -> Result<Tensor, OpError> {
-        let mut shape = rows.shape().clone();
-        let width: usize = shape[1..].iter().product();
-        shape[0] = bags.len();
-        let data = rows.as_slice::<T>()?;
-        let weights = weights.map(|w| w.to_slice::<T>()).transpose()?;
-        let mut out = Vec::with_capacity(bags.len() * width);
-        for bag in bags {
-            for c in 0..width {
-                let mut acc: Option<T::Wide> = None;
-                for i in bag.clone() {
-                    let mut x = data[i * width + c].widen();
-                    if let Some(w) = &weights {
-                        x = x.mul(w.get(i).copied().unwrap_or(T::ONE).widen());
-                    }
-                    acc = Some(match (acc, mode) {
-                        (None, _) => x,
-                        (Some(a), PoolMode::Max) => a.greater_of(x),
-                        (Some(a), _) => a.add(x),
-                    });
-                }
-                let total = acc.unwrap_or(T::Wide::ZERO);
-                let n = bag.len().max(1) as f64;
-                out.push(T::narrow(if mode == PoolMode::Mean { total / T::Wide::from_f64(n) } else { total }));
-            }
-        }
-        Ok(Tensor::new(shape, out)?)
-    }
-    dispatch_float!(rows.dtype(), T => pool_as::<T>(rows, bags, weights, mode), other => unsupported!("cannot pool rows of {other}"))
 }

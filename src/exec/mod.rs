@@ -1,5 +1,6 @@
 //! Running graphs: a model is compiled once into a [`Session`], which then runs on any number of inputs.
 
+mod bags;
 mod compile;
 mod control;
 mod early;

@@ -8,12 +8,16 @@
 //! `Lookup(table, ids) → rows` is a lookup in a table that is here, where ONNX's `Gather` would mean something else: with
 //! `negative` and `padding_idx` as above and `table`, a name for messages.
 //!
-//! `RemoteLookupBag(ids, offsets[, weights]) → pooled` pools the rows of each bag (`mode` sum, mean or max).
+//! `RemoteLookupBag(ids, offsets[, weights]) → pooled` looks up a list of ids in one table and pools the rows of each bag (`mode` sum,
+//! mean or max), in the order of the ids: bag `b` is the ids from `offsets[b]` up to `offsets[b + 1]`, the last one up to the end; with
+//! `include_last_offset` 1 the last offset is an end alone. Weights are of the table's dtype and multiply the rows first. A mean is
+//! divided by the number of ids, a bag without ids is zeros. Halves are pooled in `float32` and rounded once. The rows are pooled where
+//! they are, where that sends less, to the same bits (`store::Store::lookup_bags`).
 
 use super::infer::nothing;
 use super::{Args, Fact, InferCtx, Kernel, OpCtx, OpDef, OpError, Run, one};
 use crate::ir::{Attrs, Dim};
-use crate::tensor::{DType, Shape, Tensor, fits_memory};
+use crate::tensor::{DType, PoolMode, Shape, Tensor, fits_memory};
 use crate::{invalid, unsupported};
 
 /// The domain of these ops.
@@ -21,9 +25,11 @@ pub const DOMAIN: &str = "graphtool";
 
 const TABLE_ATTRS: &[&str] = &["tables", "rows", "dtypes", "row_ranks", "row_dims", "negative", "padding_idx"];
 
+const BAG_ATTRS: &[&str] = &["tables", "rows", "dtypes", "row_ranks", "row_dims", "negative", "padding_idx", "mode", "include_last_offset"];
+
 pub(super) const OPS: &[OpDef] = &[
     host("RemoteLookup").inputs(1, usize::MAX).outputs(1, usize::MAX).attrs(TABLE_ATTRS).infer(infer_lookup),
-    host("RemoteLookupBag").inputs(2, 3).attrs(TABLE_ATTRS).infer(nothing),
+    host("RemoteLookupBag").inputs(2, 3).attrs(BAG_ATTRS).infer(nothing),
     OpDef::new("Lookup", &[1]).domain(DOMAIN).inputs(2, 2).attrs(&["table", "negative", "padding_idx"]).kernel(lookup).infer(infer_local),
     host("AllReduce").attrs(&["op"]).infer(super::infer::same).impure(),
     host("AllGather").attrs(&["axis"]).infer(nothing).impure(),
@@ -45,28 +51,17 @@ pub enum Negative {
     Error,
 }
 
-/// How the rows of a bag are combined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum PoolMode {
-    Sum,
-    Mean,
-    Max,
-}
-
-impl PoolMode {
-    /// From attribute `mode`.
-    ///
-    /// # Errors
-    /// Another word.
-    pub fn read(attrs: &Attrs) -> Result<Self, OpError> {
-        Ok(match attrs.string_or("mode", "sum")? {
-            "sum" => PoolMode::Sum,
-            "mean" => PoolMode::Mean,
-            "max" => PoolMode::Max,
-            other => invalid!("mode must be sum, mean or max, found \"{other}\""),
-        })
-    }
+/// How rows are pooled, from attribute `mode`.
+///
+/// # Errors
+/// Another word.
+pub fn pool_mode(attrs: &Attrs) -> Result<PoolMode, OpError> {
+    Ok(match attrs.string_or("mode", "sum")? {
+        "sum" => PoolMode::Sum,
+        "mean" => PoolMode::Mean,
+        "max" => PoolMode::Max,
+        other => invalid!("mode must be sum, mean or max, found \"{other}\""),
+    })
 }
 
 /// A table as a lookup sees it.

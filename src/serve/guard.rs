@@ -1,6 +1,6 @@
 //! A store that answers at once while pservers are known to be away, rather than letting each request wait for its deadline.
 
-use crate::store::{LookupFuture, Query, Stats, Store, StoreError, Table};
+use crate::store::{BagFuture, BagQuery, LookupFuture, Query, Stats, Store, StoreError, Table};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -75,6 +75,21 @@ impl Store for Guard {
         })
     }
 
+    fn lookup_bags<'a>(&'a self, query: &'a BagQuery) -> BagFuture<'a> {
+        if let Some(e) = self.lost() {
+            return Box::pin(std::future::ready(Err(e)));
+        }
+        Box::pin(async move {
+            let pooled = self.inner.lookup_bags(query).await;
+            if let Err(e) = &pooled
+                && away(e)
+            {
+                self.lose(e, vec![Query { table: query.table, ids: query.ids.iter().take(KEPT).copied().collect() }]);
+            }
+            pooled
+        })
+    }
+
     fn stats(&self) -> Stats {
         self.inner.stats()
     }
@@ -83,7 +98,7 @@ impl Store for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Tensor;
+    use crate::tensor::{PoolMode, Tensor};
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
     #[derive(Debug, Default)]
@@ -107,6 +122,11 @@ mod tests {
             Box::pin(async move { if there { Ok(vec![Tensor::default()]) } else { Err(error) } })
         }
 
+        fn lookup_bags<'a>(&'a self, query: &'a BagQuery) -> BagFuture<'a> {
+            let rows = self.lookup(vec![Query { table: query.table, ids: query.ids.clone() }]);
+            Box::pin(async move { rows.await.map(|mut rows| rows.pop()) })
+        }
+
         fn stats(&self) -> Stats {
             Stats::default()
         }
@@ -128,5 +148,22 @@ mod tests {
         // It was found by a few of the ids.
         assert_eq!(weak.ids.load(SeqCst), KEPT);
         assert!(guard.lookup(query()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn bags_that_are_lost_are_told_at_once_too() {
+        let weak = Arc::new(Weak::default());
+        let guard = Guard::new(weak.clone(), Handle::current());
+        let bags = BagQuery { table: 0, ids: vec![1; 2 * KEPT], bounds: vec![0, 2 * KEPT], weights: None, mode: PoolMode::Sum };
+        assert!(guard.lookup_bags(&bags).await.is_err() && guard.lost().is_some());
+        let asked = weak.asked.load(SeqCst);
+        assert!(guard.lookup_bags(&bags).await.is_err());
+        assert_eq!(weak.asked.load(SeqCst), asked);
+        weak.there.store(true, SeqCst);
+        while guard.lost().is_some() {
+            tokio::time::sleep(EVERY).await;
+        }
+        assert_eq!(weak.ids.load(SeqCst), KEPT);
+        assert!(guard.lookup_bags(&bags).await.is_ok_and(|pooled| pooled.is_some()));
     }
 }

@@ -1,6 +1,6 @@
 //! Counts how often each id is looked up, on the way to another store.
 
-use super::{LookupFuture, Query, Stats, Store, Table};
+use super::{BagFuture, BagQuery, LookupFuture, Query, Stats, Store, Table};
 use crate::plan::IdStats;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,12 @@ impl Counted {
         Self { store, counts }
     }
 
+    fn count(&self, table: usize, ids: &[u64]) {
+        if let Some(of_table) = self.counts.lock().unwrap_or_else(PoisonError::into_inner).get_mut(table) {
+            ids.iter().for_each(|&id| *of_table.entry(id).or_default() += 1);
+        }
+    }
+
     /// The counts so far, of all tables.
     pub fn counts(&self) -> IdStats {
         let mut stats = IdStats::default();
@@ -34,14 +40,19 @@ impl Store for Counted {
     }
 
     fn lookup(&self, queries: Vec<Query>) -> LookupFuture<'_> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        for q in &queries {
-            if let Some(of_table) = counts.get_mut(q.table) {
-                q.ids.iter().for_each(|&id| *of_table.entry(id).or_default() += 1);
-            }
-        }
-        drop(counts);
+        queries.iter().for_each(|q| self.count(q.table, &q.ids));
         self.store.lookup(queries)
+    }
+
+    fn lookup_bags<'a>(&'a self, query: &'a BagQuery) -> BagFuture<'a> {
+        Box::pin(async move {
+            let pooled = self.store.lookup_bags(query).await;
+            // Without an answer the rows are looked up next.
+            if !matches!(pooled, Ok(None)) {
+                self.count(query.table, &query.ids);
+            }
+            pooled
+        })
     }
 
     fn stats(&self) -> Stats {

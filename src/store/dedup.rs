@@ -47,6 +47,18 @@ impl Habit {
     }
 }
 
+/// How many ids a lookup of these would send, about: all, or the distinct ones. Nothing but the ids decides.
+pub(super) fn sent(mode: Dedup, ids: &[u64], width: usize, seen: &mut Seen) -> usize {
+    if mode == Dedup::Never {
+        return ids.len();
+    }
+    let repeated = seen.repeated(ids);
+    match mode {
+        Dedup::Auto if ids.len() > FEW && !pays(repeated, width) => ids.len(),
+        _ => (ids.len() as f64 * (1.0 - repeated)).round() as usize,
+    }
+}
+
 /// Whether it pays where this share of the ids is repeated. In nanoseconds an id: finding it takes 8.5, and putting its row
 /// where it belongs what a copy takes; a row that is not sent saves the copy at the server and its way over loopback.
 /// A slower network only makes a row dearer.
@@ -111,6 +123,10 @@ impl Seen {
             0 => ids.to_vec(),
             _ => ids.iter().copied().filter(|id| mix(*id) << 8 >> (64 - bits) == 0).collect(),
         };
+        if sample.is_empty() && !ids.is_empty() {
+            // So few are distinct that none of them is in the part.
+            return 1.0;
+        }
         let unique = self.unique(&sample).0.len();
         1.0 - unique.max(1) as f64 / sample.len().max(1) as f64
     }
@@ -162,6 +178,19 @@ mod tests {
     }
 
     #[test]
+    fn what_would_be_sent_is_told_from_the_ids() {
+        let mut seen = Seen::default();
+        let ids: Vec<u64> = (0..1000).map(|i| i % 10).collect();
+        let few = &ids[..40];
+        let all =
+            [Dedup::Auto, Dedup::Always, Dedup::Never].map(|mode| (sent(mode, &ids, 256, &mut seen), sent(mode, few, 256, &mut seen)));
+        assert_eq!(all, [(10, 10), (10, 10), (1000, 40)]);
+        // One in a hundred is not worth the search.
+        let ids: Vec<u64> = (0..1000).map(|i| i % 990).collect();
+        assert_eq!([Dedup::Auto, Dedup::Always].map(|mode| sent(mode, &ids, 4, &mut seen)), [1000, 990]);
+    }
+
+    #[test]
     fn a_sample_tells_how_many_are_repeated() {
         let mut seen = Seen::default();
         for (n, each) in [(100_000u64, 1u64), (100_000, 4), (1_000_000, 2), (500, 5)] {
@@ -170,5 +199,7 @@ mod tests {
             assert!((found - expected).abs() < 0.02, "{n} ids, each {each} times: {found}");
         }
         assert_eq!(seen.repeated(&[]), 0.0);
+        // A few ids again and again, whether any of them is in the sample or not.
+        (0..50).for_each(|id| assert!(seen.repeated(&[id, id + 1].repeat(50_000)) > 0.99, "{id}"));
     }
 }

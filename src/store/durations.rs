@@ -1,6 +1,6 @@
 //! How long lookups take: a histogram that threads add to, and a store that measures the one within.
 
-use super::{LookupFuture, Query, Stats, Store, Table};
+use super::{BagFuture, BagQuery, LookupFuture, Query, Stats, Store, Table};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -64,6 +64,17 @@ impl Store for Timed {
             let rows = self.store.lookup(queries).await?;
             self.durations.add(start.elapsed());
             Ok(rows)
+        })
+    }
+
+    fn lookup_bags<'a>(&'a self, query: &'a BagQuery) -> BagFuture<'a> {
+        Box::pin(async move {
+            let start = Instant::now();
+            let pooled = self.store.lookup_bags(query).await?;
+            if pooled.is_some() {
+                self.durations.add(start.elapsed());
+            }
+            Ok(pooled)
         })
     }
 

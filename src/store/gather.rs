@@ -53,7 +53,7 @@ pub(super) fn gather<'a>(
 }
 
 /// The rows that come next, each located and asked for [`AHEAD`] rows before it is copied.
-struct Coming<'a, L> {
+pub(super) struct Coming<'a, L> {
     rows: [&'a [u8]; AHEAD],
     width: usize,
     count: usize,
@@ -62,7 +62,7 @@ struct Coming<'a, L> {
 
 impl<'a, L: Fn(usize) -> Option<&'a [u8]>> Coming<'a, L> {
     #[inline(always)]
-    fn new(width: usize, count: usize, locate: L) -> Result<Self, usize> {
+    pub(super) fn new(width: usize, count: usize, locate: L) -> Result<Self, usize> {
         let mut coming = Self { rows: [&[]; AHEAD], width, count, locate };
         (0..AHEAD.min(count)).try_for_each(|i| coming.ask(i))?;
         Ok(coming)
@@ -78,7 +78,7 @@ impl<'a, L: Fn(usize) -> Option<&'a [u8]>> Coming<'a, L> {
 
     /// Row `i`, where all before it were taken.
     #[inline(always)]
-    fn take(&mut self, i: usize) -> Result<&'a [u8], usize> {
+    pub(super) fn take(&mut self, i: usize) -> Result<&'a [u8], usize> {
         let row = self.rows[i % AHEAD];
         if i + AHEAD < self.count {
             self.ask(i + AHEAD)?;

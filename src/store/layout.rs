@@ -72,6 +72,11 @@ impl Decode {
         Self(t.stored.map(|s| (s.dtype, t.pieces.iter().take(columns(t.sharding)).map(|p| p.columns as usize).collect())))
     }
 
+    /// The form in which rows are stored, where it is not their dtype.
+    pub(super) fn stored(&self) -> Option<StoreDtype> {
+        self.0.as_ref().map(|(stored, _)| *stored)
+    }
+
     /// The tensor of `n` rows over their bytes.
     pub(super) fn tensor(&self, table: &Table, n: usize, bytes: bytes::Bytes) -> Result<Tensor, StoreError> {
         let Some((store, segments)) = &self.0 else { return rows_tensor(table, n, bytes) };

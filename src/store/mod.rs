@@ -1,5 +1,6 @@
 //! Stores of table rows. A [`Store`] answers lookups; the wrappers add one property each and are stores themselves.
 
+mod bags;
 mod cached;
 mod clock;
 mod counted;
@@ -28,6 +29,7 @@ mod writer;
 
 #[cfg(feature = "redis")]
 pub use self::redis::{LoadOptions, Loaded, RedisOptions, RedisUrl, connect_redis, load_redis};
+pub use bags::{BagFuture, BagQuery};
 pub use cached::Cached;
 pub use counted::Counted;
 pub use dedup::Dedup;
@@ -84,7 +86,7 @@ pub type LookupFuture<'a> = Pin<Box<dyn Future<Output = Result<Vec<Tensor>, Stor
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[allow(missing_docs)]
 pub struct Stats {
-    /// Calls of [`Store::lookup`].
+    /// Calls of [`Store::lookup`], and of [`Store::lookup_bags`] that were answered.
     pub lookups: u64,
     /// Ids asked for.
     pub ids: u64,
@@ -92,7 +94,7 @@ pub struct Stats {
     pub unique_ids: u64,
     /// Round trips to servers.
     pub requests: u64,
-    /// Bytes of rows received.
+    /// Bytes of rows received, pooled ones included.
     pub bytes: u64,
     /// Ids that a keyed table did not hold and that got their policy's row.
     pub absent: u64,
@@ -109,6 +111,13 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Answers all queries, in one round trip per server where servers are involved. Idempotent.
     fn lookup(&self, queries: Vec<Query>) -> LookupFuture<'_>;
+
+    /// As [`Store::lookup`], with the rows pooled by bag where they are held. `None`, where that is not possible or makes no less
+    /// travel: whoever asks looks the rows up and pools them, which gives the same bits. Idempotent.
+    fn lookup_bags<'a>(&'a self, query: &'a BagQuery) -> BagFuture<'a> {
+        let _ = query;
+        Box::pin(std::future::ready(Ok(None)))
+    }
 
     /// The counters so far.
     fn stats(&self) -> Stats;

@@ -4,7 +4,7 @@
 //! of a row holds the scale of the whole row.
 
 use crate::plan::StoreDtype;
-use crate::tensor::{DType, bf16, f16};
+use crate::tensor::{DType, Float, bf16, f16};
 use half::slice::HalfFloatSliceExt;
 use std::fmt::Display;
 
@@ -106,10 +106,8 @@ pub(super) fn widen(dtype: DType, store: StoreDtype, segments: &[usize], stored:
             for mut rest in stored.chunks_exact(width.max(1)) {
                 row.clear();
                 for &columns in segments {
-                    let (codes, tail) = rest.split_at(columns);
-                    let (scale, next) = tail.split_first_chunk::<4>().unwrap_or((&[0; 4], &[]));
-                    let scale = f32::from_le_bytes(*scale);
-                    row.extend(codes.iter().map(|&c| f32::from(c as i8) * scale));
+                    let (segment, next) = rest.split_at(columns + 4);
+                    scaled(segment, &mut row);
                     rest = next;
                 }
                 put_floats(dtype, &row, out);
@@ -117,6 +115,56 @@ pub(super) fn widen(dtype: DType, store: StoreDtype, segments: &[usize], stored:
         }
     }
 }
+
+/// Appends the elements of bytes that end in their scale.
+fn scaled(segment: &[u8], out: &mut Vec<f32>) {
+    let (codes, scale) = segment.split_last_chunk::<4>().unwrap_or((&[], &[0; 4]));
+    let scale = f32::from_le_bytes(*scale);
+    out.extend(codes.iter().map(|&c| f32::from(c as i8) * scale));
+}
+
+/// The `float32` elements of a row of one segment, in place of what is in `out`.
+fn row_floats(store: StoreDtype, stored: &[u8], out: &mut Vec<f32>) {
+    fn put<T: Float<Wide = f32>>(stored: &[u8], out: &mut Vec<f32>) {
+        match T::slice_from_bytes(stored) {
+            Some(row) => T::widen_all(row, out),
+            None => T::widen_all(&T::vec_from_bytes(stored).unwrap_or_default(), out),
+        }
+    }
+    match store {
+        StoreDtype::F16 => put::<f16>(stored, out),
+        StoreDtype::BF16 => put::<bf16>(stored, out),
+        StoreDtype::Int8 => {
+            out.clear();
+            scaled(stored, out);
+        }
+    }
+}
+
+/// A dtype that rows are stored narrower than.
+pub(super) trait Narrowed: Float {
+    /// What [`widen`] gives for a row of one segment, in the wide type, in place of what is in `out`.
+    fn widen_row(store: StoreDtype, stored: &[u8], scratch: &mut Vec<f32>, out: &mut Vec<Self::Wide>);
+}
+
+impl Narrowed for f32 {
+    fn widen_row(store: StoreDtype, stored: &[u8], _: &mut Vec<f32>, out: &mut Vec<f32>) {
+        row_floats(store, stored, out);
+    }
+}
+
+macro_rules! narrowed {
+    ($($t:ty, $from:expr;)*) => {$(
+        impl Narrowed for $t {
+            fn widen_row(store: StoreDtype, stored: &[u8], scratch: &mut Vec<f32>, out: &mut Vec<Self::Wide>) {
+                row_floats(store, stored, scratch);
+                out.clear();
+                out.extend(scratch.iter().map(|&x| ($from)(x).widen()));
+            }
+        }
+    )*};
+}
+narrowed!(f64, f64::from; f16, f16::from_f32; bf16, bf16::from_f32;);
 
 /// 16-bit floats as `float32`.
 fn halves<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Vec<f32>
@@ -141,6 +189,7 @@ fn put_floats(dtype: DType, row: &[f32], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::Element;
 
     fn round_trip(store: StoreDtype, row: &[f32]) -> Result<(Vec<f32>, f64), String> {
         let mut n = Narrower::new(DType::F32, store);
@@ -168,6 +217,28 @@ mod tests {
     fn what_a_form_cannot_hold_is_an_error() {
         assert!(round_trip(StoreDtype::F16, &[70_000.0]).unwrap_err().contains("70000 is past the range of float16"));
         assert!(round_trip(StoreDtype::Int8, &[f32::NAN]).unwrap_err().contains("no finite number"));
+    }
+
+    #[test]
+    fn a_row_by_itself_is_what_it_is_among_others() {
+        fn check<T: Narrowed>(store: StoreDtype) {
+            let mut n = Narrower::new(DType::F32, store);
+            let (mut scratch, mut row, mut wide) = (vec![7.0; 9], Vec::new(), Vec::new());
+            for values in [[1.0f32, -0.3, 0.0, 2.5, -1e-6], [-0.0, 77.7, 0.1, -3.3, 9.9]] {
+                let stored = n.narrow(bytemuck::cast_slice(&values)).unwrap().to_vec();
+                wide.clear();
+                widen(T::DTYPE, store, &[5], &stored, &mut wide);
+                let right: Vec<T::Wide> = T::vec_from_bytes(&wide).unwrap().into_iter().map(T::widen).collect();
+                T::widen_row(store, &stored, &mut scratch, &mut row);
+                assert_eq!(T::Wide::as_bytes(&row), T::Wide::as_bytes(&right), "{store:?} {}", T::DTYPE);
+            }
+        }
+        for store in [StoreDtype::F16, StoreDtype::BF16, StoreDtype::Int8] {
+            check::<f32>(store);
+            check::<f64>(store);
+            check::<f16>(store);
+            check::<bf16>(store);
+        }
     }
 
     #[test]

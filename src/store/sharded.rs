@@ -1,6 +1,9 @@
 //! A deployment whose shards are spread over peers: routes ids to them in one request each, and puts the rows together
 //! in the order of the ids.
 
+mod bags;
+
+use super::bags::{BagFuture, BagQuery};
 use super::counters::Counters;
 use super::dedup::{Dedup, Habit, Seen};
 use super::gather::gather;
@@ -108,6 +111,14 @@ impl Sharded {
         Ok(Self { tables, routes, peers, dedup, seen: Mutex::default(), counters: Counters::default() })
     }
 
+    /// Does something with a table of ids seen.
+    fn with_seen<R>(&self, work: impl FnOnce(&mut Seen) -> R) -> R {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let done = work(&mut seen);
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+        done
+    }
+
     fn route(&self, query: &Query, seen: &mut Seen, requests: &mut [Vec<Part>], stats: &mut Stats) -> Result<Routed, StoreError> {
         let (table, route) = (&self.tables[query.table], &self.routes[query.table]);
         layout::check_range(table, &query.ids)?;
@@ -174,7 +185,7 @@ impl Sharded {
             }
         }
         let asked = opened.into_iter().enumerate().filter(|(_, o)| !o.parts.is_empty());
-        Ok(asked.map(|(peer, o)| (peer, Request { parts: o.parts.into(), ids: o.ids.freeze() })).collect())
+        Ok(asked.map(|(peer, o)| (peer, Request { parts: o.parts.into(), pooling: None, ids: o.ids.freeze() })).collect())
     }
 
     /// Writes what stands in for absent keys into the rows of a reply; gives the (part, position) of each.
@@ -332,6 +343,10 @@ impl Store for Sharded {
             self.counters.add_asked(&stats);
             rows
         })
+    }
+
+    fn lookup_bags<'a>(&'a self, query: &'a BagQuery) -> BagFuture<'a> {
+        Box::pin(self.bags(query))
     }
 
     fn stats(&self) -> Stats {

@@ -1,5 +1,8 @@
 //! Shards of a deployment directory, mapped: what a pserver holds, and all of it for a run on one machine.
 
+mod bags;
+
+use super::bags::{BagFuture, BagQuery};
 use super::counters::Counters;
 use super::gather::{advise_random, gather};
 use super::keys::{ABSENT, Divisor, Id, cast_ids, range_of};
@@ -9,6 +12,7 @@ use super::request::{Blocks, Part, Peer, Reply, ReplyFuture, Request, id_blocks,
 use super::{LookupFuture, Query, Stats, Store, StoreError, Table, Verify};
 use crate::plan::{Manifest, Sharding};
 use crate::wire::Pooled;
+pub(super) use bags::PoolJob;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -321,6 +325,11 @@ impl Shards {
 
     /// Answers a request that came from elsewhere.
     pub(crate) fn answer(&self, request: &Request) -> Result<Reply, StoreError> {
+        if let Some(pooling) = request.pooling {
+            let mut job = PoolJob::new(self, request, pooling)?;
+            while job.step()? {}
+            return Ok(job.reply());
+        }
         let ((ids_at, _), (rows_at, rows_len)) = self.check(request)?;
         let mut rows = Pooled::take(rows_len);
         let (mut all, mut absent, mut end) = (Vec::new(), Vec::new(), 0);
@@ -333,7 +342,7 @@ impl Shards {
             all.extend(absent.drain(..).map(|slot| (i as u32, slot)));
         }
         self.counters.add(&Stats { absent: all.len() as u64, ..Stats::default() });
-        Ok(Reply { absent: all, rows })
+        Ok(Reply { absent: all, rows, ..Reply::default() })
     }
 
     fn query(&self, query: &Query, stats: &mut Stats) -> Result<crate::tensor::Tensor, StoreError> {
@@ -372,6 +381,10 @@ impl Store for Shards {
         })
     }
 
+    fn lookup_bags<'a>(&'a self, query: &'a BagQuery) -> BagFuture<'a> {
+        Box::pin(async move { self.bags(query) })
+    }
+
     fn stats(&self) -> Stats {
         self.counters.stats()
     }
@@ -380,5 +393,9 @@ impl Store for Shards {
 impl Peer for Shards {
     fn fetch(&self, request: Request) -> ReplyFuture<'_> {
         Box::pin(async move { self.answer(&request) })
+    }
+
+    fn pools(&self) -> bool {
+        true
     }
 }

@@ -233,7 +233,7 @@ mod tests {
                 let to = ids[start..].as_chunks_mut().0;
                 to.iter_mut().take(p.count as usize).enumerate().for_each(|(i, to)| *to = (i as u32 * 7919 % 40).to_le_bytes());
             }
-            let request = Request { parts: parts.into(), ids: ids.into() };
+            let request = Request { parts: parts.into(), pooling: None, ids: ids.into() };
             let whole = shards.answer(&request).unwrap().rows.freeze();
             for (shared, local) in [(false, false), (false, true), (true, false), (true, true)] {
                 let Some(stream) = RowStream::new(&shards, &request, whole.len(), Means { shared, local }).unwrap() else {

@@ -1,6 +1,7 @@
 //! The Rust types that stand for dtypes, and the macros that pick one at run time.
 
 use super::{Complex32, Complex64, DType, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, bf16, f16};
+use half::slice::HalfFloatSliceExt;
 use std::fmt::Debug;
 
 /// A Rust type that is the element of some dtype.
@@ -118,6 +119,8 @@ pub trait Float: Number {
     fn widen(self) -> Self::Wide;
     /// Rounded to nearest, ties to even.
     fn narrow(x: Self::Wide) -> Self;
+    /// [`Float::widen`] of each, in place of what is in `out`.
+    fn widen_all(row: &[Self], out: &mut Vec<Self::Wide>);
 }
 
 macro_rules! ints {
@@ -145,7 +148,7 @@ macro_rules! ints {
 ints!(u8, i8, u16, i16, u32, i32, u64, i64);
 
 macro_rules! floats {
-    ($($t:ty, $wide:ty, $zero:expr, $one:expr, $widen:expr, $narrow:expr;)*) => {$(
+    ($($t:ty, $wide:ty, $zero:expr, $one:expr, $widen:expr, $narrow:expr, $all:expr;)*) => {$(
         impl Number for $t {
             const ZERO: Self = $zero;
             const ONE: Self = $one;
@@ -164,15 +167,25 @@ macro_rules! floats {
             type Wide = $wide;
             #[inline] fn widen(self) -> $wide { ($widen)(self) }
             #[inline] fn narrow(x: $wide) -> Self { ($narrow)(x) }
+            fn widen_all(row: &[Self], out: &mut Vec<$wide>) { ($all)(row, out) }
         }
     )*};
 }
 floats!(
-    f32, f32, 0.0, 1.0, |x| x, |x| x;
-    f64, f64, 0.0, 1.0, |x| x, |x| x;
-    f16, f32, f16::ZERO, f16::ONE, f16::to_f32, f16::from_f32;
-    bf16, f32, bf16::ZERO, bf16::ONE, bf16::to_f32, bf16::from_f32;
+    f32, f32, 0.0, 1.0, |x| x, |x| x, <[f32]>::clone_into;
+    f64, f64, 0.0, 1.0, |x| x, |x| x, <[f64]>::clone_into;
+    f16, f32, f16::ZERO, f16::ONE, f16::to_f32, f16::from_f32, halves;
+    bf16, f32, bf16::ZERO, bf16::ONE, bf16::to_f32, bf16::from_f32, halves;
 );
+
+/// 16-bit floats as `f32`, many at a time.
+fn halves<T>(row: &[T], out: &mut Vec<f32>)
+where
+    [T]: HalfFloatSliceExt,
+{
+    out.resize(row.len(), 0.0);
+    row.convert_to_f32_slice(out);
+}
 
 /// Runs an expression with `$t` bound to the element type of a dtype that fills whole bytes (strings included).
 /// A packed sub-byte dtype is bound to `u8`, the type of its packed bytes.

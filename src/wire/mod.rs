@@ -24,7 +24,7 @@ pub(crate) use tls::{Stream, Unreached, refusal};
 use std::time::Duration;
 
 /// The version of the protocol: both sides of a connection must have the same.
-pub(crate) const PROTOCOL: u32 = 4;
+pub(crate) const PROTOCOL: u32 = 5;
 
 /// The default limit of a frame, prefix and head included.
 pub const DEFAULT_MAX_FRAME: usize = 64 << 20;

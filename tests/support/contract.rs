@@ -2,8 +2,8 @@
 
 use super::{Source, source};
 use graphtool::plan::{Absent, Sharding};
-use graphtool::store::{ConnectOptions, Query, Store, StoreError};
-use graphtool::tensor::{DType, Tensor};
+use graphtool::store::{BagQuery, ConnectOptions, Query, Store, StoreError};
+use graphtool::tensor::{DType, PoolMode, Tensor, cast};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -19,6 +19,71 @@ pub fn expected(table: &Tensor, ids: &[u64]) -> Tensor {
     let width = table.bytes().unwrap().len() / table.shape()[0].max(1);
     let rows: Vec<u8> = ids.iter().flat_map(|&i| table.bytes().unwrap()[i as usize * width..][..width].to_vec()).collect();
     Tensor::from_bytes(table.dtype(), shape, rows).unwrap()
+}
+
+/// The bags of a query, pooled one element after the other.
+pub fn pooled(table: &Tensor, q: &BagQuery) -> Tensor {
+    macro_rules! pool {
+        ($t:ty, $wide:ident) => {{
+            let numbers = |t: &Tensor| cast(t, DType::$wide).unwrap().to_slice::<$t>().unwrap().to_vec();
+            let (rows, weights) = (numbers(table), q.weights.as_ref().map(numbers));
+            let width: usize = table.shape()[1..].iter().product();
+            let mut out: Vec<$t> = Vec::new();
+            for bag in q.bounds.windows(2) {
+                for c in 0..width {
+                    let mut total: Option<$t> = None;
+                    for i in bag[0]..bag[1] {
+                        let x = rows[q.ids[i] as usize * width + c] * weights.as_ref().map_or(1.0, |w| w[i]);
+                        total = Some(match total {
+                            None => x,
+                            Some(t) if q.mode == PoolMode::Max => t.max(x),
+                            Some(t) => t + x,
+                        });
+                    }
+                    let n = if q.mode == PoolMode::Mean { (bag[1] - bag[0]).max(1) as $t } else { 1.0 };
+                    out.push(total.unwrap_or(0.0) / n);
+                }
+            }
+            let shape = [&[q.bounds.len() - 1], &table.shape()[1..]].concat();
+            cast(&Tensor::new(shape, out).unwrap(), table.dtype()).unwrap()
+        }};
+    }
+    if table.dtype() == DType::F64 { pool!(f64, F64) } else { pool!(f32, F32) }
+}
+
+/// Every way to pool these bags, with weights and without.
+pub fn bag_queries(table: usize, dtype: DType, ids: &[u64], bounds: &[usize]) -> Vec<BagQuery> {
+    let numbers: Vec<f64> = (0..ids.len()).map(|i| (i as f64 * 0.7).cos()).collect();
+    let weights = || Some(cast(&Tensor::vector(numbers.clone()), dtype).unwrap());
+    let of = |mode, weights| BagQuery { table, ids: ids.to_vec(), bounds: bounds.to_vec(), weights, mode };
+    [PoolMode::Sum, PoolMode::Mean, PoolMode::Max].into_iter().flat_map(|mode| [of(mode, None), of(mode, weights())]).collect()
+}
+
+/// What floats are pooled in.
+pub fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::F64 | DType::BF16)
+}
+
+/// Pooled rows, where a store gives them, are those of the table.
+async fn bags_contract(store: &dyn Store, sources: &[Source]) {
+    let mut answered = 0;
+    for (t, s) in sources.iter().enumerate() {
+        let (rows, dtype) = (store.tables()[t].rows, s.values.dtype());
+        let ids: Vec<u64> = (0..40).map(|i| (i * i * 7 + 3) % rows).collect();
+        for bounds in [&[0, 40][..], &[1, 20, 20, 37], &[0, 0], &[0], &[0, 1, 2, 3]] {
+            for q in bag_queries(t, if is_float(dtype) { dtype } else { DType::F32 }, &ids, bounds) {
+                let Some(found) = store.lookup_bags(&q).await.unwrap() else { continue };
+                assert!(is_float(dtype), "table {:?}", s.name);
+                assert_eq!(found, pooled(&s.values, &q), "table {:?} {q:?}", s.name);
+                answered += 1;
+            }
+        }
+        let wrong = BagQuery { ids: vec![0, rows], ..bag_queries(t, DType::F32, &[], &[0, 2])[0].clone() };
+        let said = store.lookup_bags(&wrong).await.err().map(|e| e.to_string());
+        let right = format!("table {:?}: id {rows} at position 1 is out of range, valid 0..{rows}", s.name);
+        assert!(said.is_none_or(|text| text == right));
+    }
+    assert!(answered == 0 || answered >= 6, "{answered}");
 }
 
 pub fn query(table: usize, ids: &[u64]) -> Query {
@@ -77,6 +142,7 @@ pub async fn contract(store: &dyn Store, sources: &[Source]) {
         assert_eq!(error.to_string(), text);
     }
     assert!(store.lookup(vec![query(tables.len(), &[0])]).await.is_err());
+    bags_contract(store, sources).await;
     assert!(store.stats().lookups > 0);
 }
 

@@ -102,12 +102,12 @@ impl<'a> Chunks<'a> {
             end = start + c.count * p.id_bytes();
             ids[start..end].copy_from_slice(&self.request.ids[from..from + c.count * p.id_bytes()]);
         }
-        Request { parts: parts.into(), ids: ids.freeze() }
+        Request { parts: parts.into(), pooling: None, ids: ids.freeze() }
     }
 
     /// An answer to the whole request, to be filled by [`Chunks::put`].
     pub(super) fn reply(&self) -> Reply {
-        Reply { absent: Vec::new(), rows: Pooled::take(self.rows.1) }
+        Reply { rows: Pooled::take(self.rows.1), ..Reply::default() }
     }
 
     /// Puts the reply to chunk `i` into its place; false if it is not as long as the chunk.

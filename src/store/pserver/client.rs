@@ -1,6 +1,7 @@
 //! The client: one connection to one server, made again when it is lost; and the store over all servers of a job.
 
 use super::ServerInfo;
+use super::bag_chunks;
 use super::chunks::Chunks;
 use super::replicas::{Replicas, reach};
 use super::wire::{Answer, Call, ClientCodec, Failure, Limits};
@@ -316,6 +317,16 @@ impl Client {
             Answer::Reply(reply) => Ok(reply),
             other => Err(Gone::Final(self.unexpected(other))),
         };
+        if let Some(pooling) = request.pooling {
+            let Some(requests) = bag_chunks::cut(request, pooling, connection.limits) else {
+                return Ok(Reply { over_limit: true, ..Reply::default() });
+            };
+            let mut replies = Vec::with_capacity(requests.len());
+            for request in requests {
+                replies.push(one(request).await?);
+            }
+            return Ok(bag_chunks::join(replies));
+        }
         let cut = Chunks::cut(request, connection.limits, is_keyed, name).map_err(|e| Gone::Final(self.refused(e)))?;
         let Some(chunks) = cut else {
             return one(request.clone()).await;
@@ -372,6 +383,10 @@ impl Peer for Client {
     fn fetch(&self, request: Request) -> ReplyFuture<'_> {
         let deadline = Instant::now() + self.rpc_timeout;
         Box::pin(self.fetch_until(request, deadline))
+    }
+
+    fn pools(&self) -> bool {
+        true
     }
 
     fn retries(&self) -> u64 {

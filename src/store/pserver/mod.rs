@@ -1,6 +1,7 @@
 //! Parameter servers: a process that holds some shards of a deployment and answers lookups over TCP, and the client that
 //! is to a router what local shards are. The protocol is in `wire`.
 
+mod bag_chunks;
 mod chunks;
 mod client;
 mod frames;

@@ -132,6 +132,10 @@ impl Peer for Replicas {
         Box::pin(self.fetch_until(request, deadline))
     }
 
+    fn pools(&self) -> bool {
+        true
+    }
+
     fn retries(&self) -> u64 {
         self.retries.load(Relaxed)
     }

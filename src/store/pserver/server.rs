@@ -6,6 +6,7 @@ use super::versions::{Version, Versions};
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
 use super::{ServeOptions, ServerInfo};
 use crate::store::request::{Request, row_blocks};
+use crate::store::shards::PoolJob;
 use crate::store::stream::{Means, RowStream};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
 use crate::wire::{Door, Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Parked, Role, Socket, Stream, causes};
@@ -339,8 +340,13 @@ async fn fetch_rows<'a>(
     if rows.saturating_add(PREFIX) > o.max_frame {
         return Err(Failure::Refused(format!("an answer of {rows} bytes is over the frame limit of {} bytes (--max-frame)", o.max_frame)));
     }
-    let stream = RowStream::new(shards, request, rows, means)?;
-    let held = stream.as_ref().map_or(rows, RowStream::held);
+    let pooled = request.pooling.map(|p| (p.bags, p.len().unwrap_or(usize::MAX)));
+    if let Some((bags, len)) = pooled.filter(|&(bags, len)| bags as usize > o.max_ids || len.saturating_add(PREFIX) > o.max_frame) {
+        let (ids, frame) = (o.max_ids, o.max_frame);
+        return Err(Failure::Refused(format!("{bags} bags in {len} bytes, the limits are {ids} bags and {frame} bytes (--max-frame)")));
+    }
+    let stream = if pooled.is_some() { None } else { RowStream::new(shards, request, rows, means)? };
+    let held = stream.as_ref().map_or(pooled.map_or(rows, |p| p.1), RowStream::held);
     let units = (held / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
     let share = match shared.in_flight.try_acquire_many(units) {
         Ok(share) => share,
@@ -351,9 +357,17 @@ async fn fetch_rows<'a>(
     };
     Ok((
         share,
-        match stream {
-            Some(rows) => Answer::Rows(rows),
-            None => Answer::Reply(shards.answer(request)?),
+        match (stream, request.pooling) {
+            (Some(rows), _) => Answer::Rows(rows),
+            (None, Some(pooling)) => {
+                let mut job = PoolJob::new(shards, request, pooling)?;
+                while job.step()? {
+                    // Other connections of this thread go on meanwhile.
+                    tokio::task::yield_now().await;
+                }
+                Answer::Reply(job.reply())
+            }
+            (None, None) => Answer::Reply(shards.answer(request)?),
         },
     ))
 }

@@ -1,11 +1,12 @@
 //! The messages between client and server, and their heads on the wire.
 //!
 //! A call has a kind, an id and the microseconds that are left until its deadline; an answer a kind and the id. Ids of a
-//! fetch and rows of its answer are the bodies. Tracing contexts do not travel.
+//! fetch, with bags and weights where it is to be pooled, and rows of its answer are the bodies. Tracing contexts do not travel.
 
 use crate::store::StoreError;
-use crate::store::request::{Part, Reply, Request};
+use crate::store::request::{Part, Pooling, Reply, Request};
 use crate::store::stream::RowStream;
+use crate::tensor::PoolMode;
 use crate::wire::{Body, Codec, Fields, Hello, Pooled, invalid, put_str};
 use bytes::{BufMut, Bytes};
 use std::io;
@@ -110,11 +111,12 @@ impl Codec for ClientCodec {
         };
         let kind = match &request.message {
             Call::Hello(_) => 0,
-            Call::Fetch(_) => 1,
+            Call::Fetch(Request { pooling: None, .. }) => 1,
             Call::Info => 2,
             Call::Shutdown => 3,
             Call::Prepare { .. } => 4,
             Call::Commit(_) => 5,
+            Call::Fetch(Request { pooling: Some(_), .. }) => 6,
         };
         head.put_u8(kind);
         head.put_u64_le(request.id);
@@ -130,6 +132,16 @@ impl Codec for ClientCodec {
                     head.put_u32_le(p.width);
                     head.put_u8(u8::from(p.wide));
                     head.put_u32_le(p.group);
+                }
+                if let Some(p) = request.pooling {
+                    head.put_u8(match p.mode {
+                        PoolMode::Sum => 0,
+                        PoolMode::Mean => 1,
+                        PoolMode::Max => 2,
+                    });
+                    head.put_u32_le(p.bags);
+                    head.put_u8(p.factor);
+                    head.put_u32_le(p.width);
                 }
                 return Ok(Body::Whole(request.ids));
             }
@@ -161,7 +173,7 @@ impl Codec for ClientCodec {
                     absent.push((tail.u32()?, tail.u32()?));
                 }
                 body.truncate(rows);
-                Answer::Reply(Reply { absent, rows: body })
+                Answer::Reply(Reply { absent, rows: body, ..Reply::default() })
             }
             2 => Answer::Info(f.str()?),
             3 => Answer::Done,
@@ -232,12 +244,13 @@ impl Codec for ServerCodec {
         context.deadline = Instant::now() + Duration::from_micros(f.u64()?).min(MAX_DEADLINE);
         let message = match kind {
             0 => Call::Hello(Hello::decode(&mut f)?),
-            1 => {
+            1 | 6 => {
                 let mut parts = Vec::new();
                 for _ in 0..f.count(PART)? {
                     parts.push(Part { table: f.u32()?, count: f.u32()?, width: f.u32()?, wide: f.u8()? != 0, group: f.u32()? });
                 }
-                Call::Fetch(Request { parts: parts.into(), ids: body.freeze() })
+                let pooling = if kind == 6 { Some(get_pooling(&mut f)?) } else { None };
+                Call::Fetch(Request { parts: parts.into(), pooling, ids: body.freeze() })
             }
             2 => Call::Info,
             3 => Call::Shutdown,
@@ -248,6 +261,16 @@ impl Codec for ServerCodec {
         f.end()?;
         Ok(ClientMessage::Request(tarpc::Request { context, id, message }))
     }
+}
+
+fn get_pooling(f: &mut Fields) -> io::Result<Pooling> {
+    let mode = match f.u8()? {
+        0 => PoolMode::Sum,
+        1 => PoolMode::Mean,
+        2 => PoolMode::Max,
+        other => return Err(invalid(format!("unknown way to pool {other}"))),
+    };
+    Ok(Pooling { mode, bags: f.u32()?, factor: f.u8()?, width: f.u32()? })
 }
 
 fn put_reply(reply: Reply, head: &mut Vec<u8>) -> Bytes {

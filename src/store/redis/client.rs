@@ -136,7 +136,7 @@ impl Rows {
             }
         }
         absent.sort_unstable();
-        Ok(Reply { absent, rows })
+        Ok(Reply { absent, rows, ..Reply::default() })
     }
 
     /// The command for the ids of one part that are in one bucket.
