@@ -99,8 +99,8 @@ impl Stored {
         self.columns() * self.dtype.size().unwrap_or(0)
     }
 
-    /// Pools the rows that `locate` finds, of bags of which the first begins with row 0, into the bytes of `out` that begin at `offset` of each `stride`. Rows are asked for well
-    /// before they are read, and never copied.
+    /// Pools the rows that `locate` finds, of bags of which the first begins with row 0, into the bytes of `out` that begin at `offset`
+    /// of each `stride`. Rows are asked for well before they are read, and never copied.
     ///
     /// # Errors
     /// The first row that is not there.
