@@ -6,6 +6,8 @@ use super::{Args, Kernel, OpError, one, util};
 use crate::tensor::{DType, Shape, Tensor, prefetch};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
 /// Elements of a task.
 const GRAIN: usize = 16 * 1024;
 
@@ -68,8 +70,12 @@ impl Lookup<'_> {
         (0..self.rows).contains(&row).then_some(row as usize * size)
     }
 
-    /// Asks the memory for the rows of `count` samples from `first` on.
+    /// Asks the memory for the rows of `count` samples from `first` on, unless they are so short that to read them is as little
+    /// work.
     fn ask(&self, first: usize, count: usize, size: usize) {
+        if size < LINE {
+            return;
+        }
         for at in (first..first + count).filter_map(|sample| self.at(sample, size)) {
             prefetch(self.table.get(at..at + size).unwrap_or_default());
         }
