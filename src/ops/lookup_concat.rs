@@ -111,9 +111,10 @@ fn joined(parts: &[Part], args: &Args) -> Result<Option<Tensor>, OpError> {
         let block: &mut [u8] = bytemuck::cast_slice_mut(block);
         let count = block.len() / (width * size_of::<f32>());
         // The rows of a part are asked for while those of the one before are copied.
-        let ask = |part: usize| match reads.get(part) {
-            Some((Read::Lookup(lookup), size)) => lookup.ask(chunk * samples, count, *size),
-            _ => {}
+        let ask = |part: usize| {
+            if let Some((Read::Lookup(lookup), size)) = reads.get(part) {
+                lookup.ask(chunk * samples, count, *size);
+            }
         };
         ask(0);
         let mut offset = 0;

@@ -145,7 +145,10 @@ fn find(row: &[f32], step: usize, words: &mut [u64], apart: usize) -> usize {
     for (part, word) in row.chunks(step).zip(words.iter_mut().step_by(apart)) {
         let whole = part.chunks_exact(8);
         let rest = whole.remainder();
-        let mut bits = rest.iter().rev().fold(0, |bits, x| bits << 1 | u64::from(*x != 0.0)) << (part.len() - rest.len()) % 64;
+        let mut bits = 0;
+        for (i, x) in rest.iter().enumerate() {
+            bits |= u64::from(*x != 0.0) << (part.len() - rest.len() + i);
+        }
         for (i, eight) in whole.enumerate() {
             // SAFETY: eight elements are there.
             let there = unsafe { _mm256_cmp_ps::<_CMP_NEQ_UQ>(_mm256_loadu_ps(eight.as_ptr()), _mm256_setzero_ps()) };
