@@ -14,9 +14,10 @@ use tokio::net::{TcpListener, TcpStream};
 #[cfg(target_os = "linux")]
 use tokio::net::{UnixListener, UnixStream};
 
-/// Bytes under way that the system is asked to keep, so that an answer is handed over at once.
+/// Bytes under way that the system is asked to keep: enough not to wait for the reader at each turn, and few enough that their pages
+/// are still in the cache when they are used again.
 #[cfg(target_os = "linux")]
-const BUFFER: usize = 4 << 20;
+const BUFFER: usize = 512 << 10;
 
 /// The name of the socket beside the port at `address`.
 #[cfg(target_os = "linux")]
