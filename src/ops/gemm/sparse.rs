@@ -290,10 +290,11 @@ impl Product<'_> {
         let step = step(*vectors, *n);
         let mut ends = self.finish.at(first);
         let mut bias = [0f32; MOST * WIDTH];
+        let room = sums[..rows.len() * band.panels].as_mut_ptr();
         let (mut to, mut ldo) = self.out.part((top + rows.start, rows.len()), first);
         // Columns past the last are computed where nobody looks.
         if there < width {
-            (to, ldo) = (sums.as_mut_ptr().cast(), width);
+            (to, ldo) = (room.cast(), width);
             if let Some(all) = self.finish.bias {
                 bias[..there].copy_from_slice(&all[first..*n]);
                 ends.bias = bias.as_ptr();
@@ -308,7 +309,7 @@ impl Product<'_> {
                 lda: self.a.row,
                 b: b.as_ptr(),
                 nonzero: nonzero.as_ptr(),
-                sums: sums[..rows.len() * band.panels].as_mut_ptr(),
+                sums: room,
                 first: from == 0,
                 last: (from + step >= *k).then_some((to, ldo, &ends)),
             };
