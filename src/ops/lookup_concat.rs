@@ -70,15 +70,18 @@ impl Lookup<'_> {
         (0..self.rows).contains(&row).then_some(row as usize * size)
     }
 
-    /// Asks the memory for the rows of `count` samples from `first` on, unless they are so short that to read them is as little
-    /// work.
-    fn ask(&self, first: usize, count: usize, size: usize) {
-        if size < LINE {
-            return;
+    /// Where the rows of `count` samples from `first` on begin, of `size` bytes each; false if there is none of an id. The memory is
+    /// asked for them, unless they are so short that to read them is as little work.
+    fn locate(&self, first: usize, count: usize, size: usize, places: &mut Vec<usize>) -> bool {
+        places.clear();
+        for sample in first..first + count {
+            let Some(at) = self.at(sample, size) else { return false };
+            if size >= LINE {
+                prefetch(self.table.get(at..at + size).unwrap_or_default());
+            }
+            places.push(at);
         }
-        for at in (first..first + count).filter_map(|sample| self.at(sample, size)) {
-            prefetch(self.table.get(at..at + size).unwrap_or_default());
-        }
+        true
     }
 }
 
@@ -111,17 +114,16 @@ fn joined(parts: &[Part], args: &Args) -> Result<Option<Tensor>, OpError> {
         let block: &mut [u8] = bytemuck::cast_slice_mut(block);
         let count = block.len() / (width * size_of::<f32>());
         // The rows of a part are asked for while those of the one before are copied.
-        let ask = |part: usize| {
-            if let Some((Read::Lookup(lookup), size)) = reads.get(part) {
-                lookup.ask(chunk * samples, count, *size);
-            }
+        let locate = |part: usize, places: &mut Vec<usize>| match reads.get(part) {
+            Some((Read::Lookup(lookup), size)) => lookup.locate(chunk * samples, count, *size, places),
+            _ => true,
         };
-        ask(0);
-        let mut offset = 0;
+        let (mut places, mut next, mut offset) = (Vec::with_capacity(count), Vec::with_capacity(count), 0);
+        let mut there = locate(0, &mut next);
         for (i, (read, size)) in reads.iter().enumerate() {
-            ask(i + 1);
+            std::mem::swap(&mut places, &mut next);
             let place = Place { stride: width * size_of::<f32>(), offset, size: *size };
-            if !fill(read, chunk * samples, block, place) {
+            if !std::mem::replace(&mut there, locate(i + 1, &mut next)) || !fill(read, chunk * samples, &places, block, place) {
                 wrong.store(true, Relaxed);
             }
             offset += size;
@@ -181,8 +183,8 @@ struct Place {
     size: usize,
 }
 
-/// Fills a part of the rows from sample `first` on; false if an id is out of range.
-fn fill(read: &Read, first: usize, block: &mut [u8], place: Place) -> bool {
+/// Fills a part of the rows from sample `first` on, whose rows of a table begin at `places`; false if they do not lie in it.
+fn fill(read: &Read, first: usize, places: &[usize], block: &mut [u8], place: Place) -> bool {
     let Place { stride, offset, size } = place;
     match read {
         Read::Plain(bytes) => {
@@ -191,38 +193,25 @@ fn fill(read: &Read, first: usize, block: &mut [u8], place: Place) -> bool {
             }
             true
         }
-        Read::Lookup(lookup) => {
-            let at = |sample: usize| lookup.at(first + sample, size);
-            let table = lookup.table;
-            match size {
-                4 => copy::<4>(table, at, block, place),
-                32 => copy::<32>(table, at, block, place),
-                64 => copy::<64>(table, at, block, place),
-                128 => copy::<128>(table, at, block, place),
-                256 => copy::<256>(table, at, block, place),
-                _ => block.chunks_exact_mut(stride).enumerate().all(|(s, row)| match at(s) {
-                    Some(from) => {
-                        row[offset..offset + size].copy_from_slice(&table[from..from + size]);
-                        true
-                    }
-                    None => false,
-                }),
-            }
-        }
+        Read::Lookup(Lookup { table, .. }) => match size {
+            4 => copy::<4>(table, places, block, place),
+            32 => copy::<32>(table, places, block, place),
+            64 => copy::<64>(table, places, block, place),
+            128 => copy::<128>(table, places, block, place),
+            256 => copy::<256>(table, places, block, place),
+            _ => block.chunks_exact_mut(stride).zip(places).all(|(row, &from)| {
+                let from = table.get(from..from + size);
+                from.map(|from| row[offset..offset + size].copy_from_slice(from)).is_some()
+            }),
+        },
     }
 }
 
 /// A size that is known when the loop is compiled makes each copy a few moves.
-fn copy<const N: usize>(table: &[u8], at: impl Fn(usize) -> Option<usize>, block: &mut [u8], place: Place) -> bool {
-    block.chunks_exact_mut(place.stride).enumerate().all(|(s, row)| {
-        let from = at(s).and_then(|from| table.get(from..)?.first_chunk::<N>());
+fn copy<const N: usize>(table: &[u8], places: &[usize], block: &mut [u8], place: Place) -> bool {
+    block.chunks_exact_mut(place.stride).zip(places).all(|(row, &from)| {
+        let from = table.get(from..).and_then(|t| t.first_chunk::<N>());
         let to = row.get_mut(place.offset..).and_then(|r| r.first_chunk_mut::<N>());
-        match from.zip(to) {
-            Some((from, to)) => {
-                *to = *from;
-                true
-            }
-            None => false,
-        }
+        from.zip(to).map(|(from, to)| *to = *from).is_some()
     })
 }
