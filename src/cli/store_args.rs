@@ -44,7 +44,9 @@ pub(super) struct StoreArgs {
     /// Memory of each process that looks rows up for those that are asked for often, such as 256MiB; the answers are the same [default: none]
     #[arg(long, value_parser = size::parse, value_name = "SIZE")]
     pub(super) cache: Option<u64>,
-    /// Reach pservers of this machine over TCP too, and as one take no others: by default they go by a Unix socket beside the port
+    /// Reach pservers of this machine over TCP too; a pserver: take no other connections
+    ///
+    /// Without it, and without TLS, workers of this machine go by a Unix socket beside the port.
     #[arg(long)]
     pub(super) tcp_only: bool,
     /// When shards are compared with the checksums of the manifest: before they are used, or meanwhile, and every lookup is
