@@ -117,6 +117,49 @@ async fn pservers_keep_the_contract() {
     }
 }
 
+/// Connections by the Unix socket beside the port at `endpoint`, as the system lists them.
+#[cfg(target_os = "linux")]
+fn beside(endpoint: &str) -> usize {
+    let name = format!("@graphtool@{endpoint}");
+    let all = std::fs::read_to_string("/proc/net/unix").unwrap();
+    // That of the listener itself has another state.
+    all.lines().filter(|l| l.ends_with(&name) && l.split_whitespace().nth(5) == Some("03")).count()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn pservers_of_this_machine_are_reached_beside_their_port() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = sources();
+    let manifest = Arc::new(deploy(dir.path(), &sources, 5));
+    let connect = async |endpoint: &str, local| {
+        let options = ConnectOptions { local, ..options() };
+        store::connect(manifest.clone(), &[endpoint.to_owned()], options).await.unwrap()
+    };
+    for (theirs, ours) in [(true, true), (true, false), (false, true)] {
+        let server = Server::start(dir.path(), ServeOptions { local: theirs, ..ServeOptions::default() });
+        let store = connect(&server.endpoint, ours).await;
+        contract(&*store, &sources).await;
+        assert_eq!(beside(&server.endpoint), usize::from(theirs && ours));
+    }
+    // A port that is open before its server is there.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    let start = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Server::on(listener, dir.path(), ServeOptions::default())
+    };
+    let (store, server) = tokio::join!(connect(&endpoint, true), start);
+    contract(&*store, &sources).await;
+    assert_eq!(beside(&endpoint), 1);
+    drop(store);
+    // What stands between the two is not passed by.
+    let (between, _stalled) = proxy(server.endpoint.clone());
+    let store = connect(&between, true).await;
+    contract(&*store, &sources).await;
+    assert_eq!(beside(&endpoint) + beside(&between), 0);
+}
+
 #[tokio::test]
 async fn pservers_with_small_limits_keep_the_contract() {
     let dir = tempfile::tempdir().unwrap();
