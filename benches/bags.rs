@@ -5,28 +5,20 @@
 //! It prints for each way the median run of a model of one `RemoteLookupBag` and the CPU time of worker and server together, then
 //! their ratios as min / median / max over rounds that take turns: above 1 pooling by the server is better.
 
+mod support;
+
 use graphtool::exec::{Options, Session};
 use graphtool::ir::parse_model;
 use graphtool::plan::{FORMAT_VERSION, Manifest, Sharding, StoreDtype, TableLayout};
 use graphtool::store::{self, ConnectOptions, LookupFuture, Query, ServeOptions, Stats, Store, Table};
 use graphtool::tensor::Tensor;
-use std::io::BufRead;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
+use support::{cpu, spawn, spread};
 
 const ROWS: usize = 1_000_000;
-/// A server in a process of its own, killed when it is dropped.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
 
 /// A store that gives rows alone.
 #[derive(Debug)]
@@ -58,19 +50,6 @@ fn deploy(dir: &Path, dim: usize, store: Option<StoreDtype>) -> Manifest {
     manifest
 }
 
-/// Seconds on a CPU of all threads of a process.
-fn cpu(pid: u32) -> f64 {
-    let nanos = |t: std::io::Result<std::fs::DirEntry>| -> Option<u64> {
-        std::fs::read_to_string(t.ok()?.path().join("schedstat")).ok()?.split(' ').next()?.parse().ok()
-    };
-    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().filter_map(nanos).sum::<u64>() as f64 / 1e9
-}
-
-fn spread(mut values: Vec<f64>) -> (f64, f64, f64) {
-    values.sort_by(f64::total_cmp);
-    (values[0], values[values.len() / 2], values[values.len() - 1])
-}
-
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     if let Some(at) = args.iter().position(|a| a == "serve") {
@@ -88,12 +67,9 @@ fn main() {
     let stored = args.iter().position(|a| a == "--store").and_then(|i| StoreDtype::from_name(&args[i + 1]));
     let dir = tempfile::tempdir().unwrap();
     let manifest = Arc::new(deploy(dir.path(), dim, stored));
-    let mut child = Command::new(&args[0]).args(["serve", dir.path().to_str().unwrap()]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut endpoint = String::new();
-    std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut endpoint).unwrap();
-    let server = Server(child);
+    let (server, endpoint) = spawn(&["serve", dir.path().to_str().unwrap()]);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let store = runtime.block_on(store::connect(manifest, &[endpoint.trim().to_owned()], ConnectOptions::default())).unwrap();
+    let store = runtime.block_on(store::connect(manifest, &[endpoint], ConnectOptions::default())).unwrap();
     let text = format!(
         "model ir_version=8 opset=[\"\"=18, \"graphtool\"=1]\ngraph g(ids: int64[n], offsets: int64[b]) -> (y) {{\n  \
          y = graphtool::RemoteLookupBag(ids, offsets) {{tables=[\"T\"], rows=[{ROWS}], dtypes=[1], row_ranks=[1], row_dims=[{dim}], negative=[1]}}\n}}\n"

@@ -17,52 +17,25 @@ mod curves;
 mod raw;
 #[path = "lookup/redis.rs"]
 mod redis;
+mod support;
 
 use graphtool::plan::{Absent, FORMAT_VERSION, Manifest, Sharding, TableEntry, TableLayout};
 use graphtool::store::{self, ConnectOptions, Query, ServeOptions, Store};
 use graphtool::tensor::Tensor;
 use std::fmt::Write as _;
-use std::io::BufRead;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
+use support::{Server, cpu, spawn, spread};
 
 const ROWS: usize = 1_000_000;
-
-/// A server in a process of its own, killed when it is dropped.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-/// This program again, as a server; gives its address.
-fn spawn(args: &[&str]) -> (Server, String) {
-    let mut child = Command::new(std::env::current_exe().unwrap()).args(args).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    (Server(child), line.trim().to_string())
-}
 
 fn serve(dir: &str, servers: &str, index: &str) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     println!("{}", listener.local_addr().unwrap());
     let options = ServeOptions { servers: servers.parse().unwrap(), index: index.parse().unwrap(), ..ServeOptions::default() };
     store::serve(listener, Path::new(dir), options, std::future::pending()).unwrap();
-}
-
-/// Seconds on a CPU of all threads of a process.
-fn cpu(pid: u32) -> f64 {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let nanos = |t: std::io::Result<std::fs::DirEntry>| -> Option<u64> {
-        std::fs::read_to_string(t.ok()?.path().join("schedstat")).ok()?.split(' ').next()?.parse().ok()
-    };
-    tasks.filter_map(nanos).sum::<u64>() as f64 / 1e9
 }
 
 /// Random ids, other ones each time.
@@ -112,12 +85,6 @@ async fn median_round(servers: Vec<u32>, ids: (usize, usize), rounds: usize, mut
     }
     let median = |f: fn(&Round) -> f64| spread(all[1..].iter().map(f).collect()).1;
     Round { wall: median(|r| r.wall), cpu: median(|r| r.cpu) }
-}
-
-/// Least, median and greatest.
-fn spread(mut v: Vec<f64>) -> (f64, f64, f64) {
-    v.sort_by(f64::total_cmp);
-    (v[0], v[v.len() / 2], v[v.len() - 1])
 }
 
 struct Options {
