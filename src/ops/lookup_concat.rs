@@ -3,11 +3,9 @@
 
 use super::fused::Sequence;
 use super::{Args, Kernel, OpError, one, util};
-use crate::tensor::{DType, Shape, Tensor, prefetch};
+use crate::tensor::{DType, LINE, Shape, Tensor, prefetch};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Bytes of a line of the cache.
-const LINE: usize = 64;
 /// Elements of a task.
 const GRAIN: usize = 16 * 1024;
 

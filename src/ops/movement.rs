@@ -5,7 +5,7 @@ use super::OpError;
 use super::util::for_each_chunk;
 use crate::invalid;
 use crate::tensor::{
-    AHEAD, Complex32, Complex64, DType, Element, Shape, Tensor, TensorError, checked_len, fits_memory, pack_bits, prefetch, strides,
+    AHEAD, Complex32, Complex64, DType, Element, LINE, Shape, Tensor, TensorError, checked_len, fits_memory, pack_bits, prefetch, strides,
     unpack_bits,
 };
 use bytemuck::Pod;
@@ -310,9 +310,10 @@ impl Movement for Take<'_> {
             for_each_chunk(out, 1024, |c, out| out.iter_mut().zip(&ids[c * 1024..]).for_each(|(x, &id)| *x = src[id].clone()));
         } else {
             let at = |c: usize| (c / ids.len() * self.dim + ids[c % ids.len()]) * block;
-            let blocks = out.len() / block.max(1);
+            // Up to which block those to come are asked for.
+            let ask = if block * size_of::<T>() < LINE { 0 } else { (out.len() / block).saturating_sub(AHEAD) };
             for_each_chunk(out, block, |c, out| {
-                if c + AHEAD < blocks {
+                if c < ask {
                     let at = at(c + AHEAD);
                     prefetch(&src[at..at + block]);
                 }

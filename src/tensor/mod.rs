@@ -22,7 +22,7 @@ pub use mapped::{map_file, release};
 pub use memory::fits_memory;
 pub use num_complex::{Complex32, Complex64};
 pub use pool::PoolMode;
-pub(crate) use prefetch::{AHEAD, prefetch};
+pub(crate) use prefetch::{AHEAD, LINE, prefetch};
 pub use recycle::{Recycling, room};
 pub use shape::{Shape, broadcast_shapes, checked_len, checked_offset, strides};
 pub use value::{Map, MapKeys, Value};

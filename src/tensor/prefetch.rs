@@ -4,6 +4,9 @@
 /// Rows that are asked for before the first of them is read: as many as the memory answers at once.
 pub(crate) const AHEAD: usize = 64;
 
+/// Bytes of a line of the cache: to read a shorter row is as little work as to ask for it.
+pub(crate) const LINE: usize = 64;
+
 /// Cache lines of a row that are asked for; the hardware follows by itself on longer ones.
 #[cfg(target_arch = "x86_64")]
 const LINES: usize = 8;
@@ -17,10 +20,10 @@ pub(crate) fn prefetch<T>(row: &[T]) {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         let (start, len) = (row.as_ptr().cast::<i8>(), size_of_val(row));
         let mut at = 0;
-        while at < len.min(LINES * 64) {
+        while at < len.min(LINES * LINE) {
             // SAFETY: a prefetch never faults, whatever the address; this one lies within `row`.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(start.add(at)) };
-            at += 64;
+            at += LINE;
         }
         // A row that does not begin with a line ends in one more.
         if len > 0 {

@@ -220,14 +220,15 @@ impl Cut<'_> {
             rows.filter(|_| !done).for_each(line);
         };
         let sparse = |rows| {
+            let packed = packed?;
             let nonzero = Nonzero::of(self.a, self.at, rows, k, n)?;
-            Some(Product { a: self.a, start: self.at, nonzero, b: packed?.bands()?, out: place, finish })
+            Some(Product { a: self.a, start: self.at, nonzero, b: packed.bands()?, out: place, finish })
         };
         // Few rows are not cut: parts of `B` are as good a piece of work, and can be small enough for all threads to end at once.
         let few = m < threads * TASKS * LEAST_ROWS && count >= threads * 2;
         if threads > 1
             && few
-            && let Some(product) = packed.and_then(|_| sparse((0, m)))
+            && let Some(product) = sparse((0, m))
         {
             let across = product.b.count();
             let down = (threads * 2).div_ceil(across).min(m.div_ceil(LEAST_ROWS));
@@ -246,7 +247,8 @@ impl Cut<'_> {
             let (bottom, across) = (m.min(top + rows), across.min(first + count - left));
             for row in (top..bottom).step_by(block) {
                 let height = block.min(bottom - row);
-                let columns = match packed.filter(|_| across == count).and_then(|_| sparse((row, height))) {
+                let whole = across == count;
+                let columns = match whole.then(|| sparse((row, height))).flatten() {
                     Some(product) => product.part(0..height, 0..product.b.count()),
                     None => {
                         kernel::part(k, self.a, self.at, b, Part { rows: (row, height), panels: (left, across) }, place, finish);
