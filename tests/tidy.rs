@@ -109,7 +109,7 @@ fn unsafe_stays_in_named_files() {
         "ops/gemm/sparse.rs",
         "ops/gemm/vectors.rs",
         "ops/rows.rs",
-        "store/gather.rs",
+        "tensor/large_pages.rs",
         "tensor/mapped.rs",
         "tensor/prefetch.rs",
     ];

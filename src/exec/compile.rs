@@ -11,7 +11,6 @@ use crate::ops::{self, Args, Kernel, OpCtx, OpDef, Run};
 use crate::tensor::{Tensor, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 /// Nodes of functions that may be compiled, each call with other attributes anew.
 const MAX_COMPILED: usize = 200_000;
@@ -73,7 +72,9 @@ impl<'m> Compiler<'m> {
                 Kind::Sparse(s) => crate::ops::densify(s).map_err(|e| ExecError::Model(format!("tensor \"{}\": {e}", node.label())))?,
                 _ => continue,
             };
-            let aligned = if only_by_bytes(graph, id) { tensor } else { tensor.aligned() };
+            let as_it_lies = only_by_bytes(graph, id);
+            plan.tables.extend(as_it_lies.then_some(plan.constants.len()));
+            let aligned = if as_it_lies { tensor } else { tensor.aligned() };
             sources.insert(id.value(0), Source::Const(plan.constants.len()));
             plan.constants.push(Value::Tensor(aligned));
         }
@@ -151,8 +152,7 @@ impl<'m> Compiler<'m> {
             }));
         }
         plan.waits |= waits;
-        let (last, label) = (vec![false; inputs.len()], node.label().to_owned());
-        plan.steps.push(Step { action, label, op: op.clone(), inputs, outputs, last, free: Vec::new(), long: AtomicBool::new(false) });
+        plan.push(Step::new(action, node.label(), op.clone(), inputs, outputs));
         Ok(())
     }
 
@@ -216,19 +216,9 @@ impl<'m> Compiler<'m> {
         sources.insert(output, Source::Slot(plan.slots));
         let node = graph.node(id);
         let Some(op) = node.op().cloned() else { return Ok(()) };
-        let last = vec![false; inputs.len()];
         let outputs = vec![Some(plan.slots)];
         plan.slots += 1;
-        plan.steps.push(Step {
-            action: Action::Kernel(kernel),
-            label: node.label().to_owned(),
-            op,
-            inputs,
-            outputs,
-            last,
-            free: Vec::new(),
-            long: AtomicBool::new(false),
-        });
+        plan.push(Step::new(Action::Kernel(kernel), node.label(), op, inputs, outputs));
         Ok(())
     }
 

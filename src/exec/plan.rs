@@ -5,6 +5,7 @@ use super::host::HostStep;
 use crate::ir::{OpName, Type};
 use crate::ops::Kernel;
 use crate::tensor::Value;
+use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -55,6 +56,8 @@ pub(super) struct Step {
     pub(super) free: Vec<usize>,
     /// Whether it has been seen to have a loop for several threads.
     pub(super) long: AtomicBool,
+    /// Whether it reads rows of the plan's tables.
+    pub(super) looks_up: bool,
 }
 
 /// A compiled graph.
@@ -62,6 +65,8 @@ pub(super) struct Step {
 pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     pub(super) constants: Vec<Value>,
+    /// Which constants are tables that only lookups read, as they lie.
+    pub(super) tables: Vec<usize>,
     pub(super) slots: usize,
     /// Slots of the inputs, then of the captures.
     pub(super) inputs: Vec<usize>,
@@ -82,6 +87,17 @@ impl Plan {
     /// Whether no step has a plan of its own.
     pub(super) fn is_flat(&self) -> bool {
         self.steps.iter().all(|s| matches!(s.action, Action::Kernel(_) | Action::Host(_)))
+    }
+
+    /// Appends a step.
+    pub(super) fn push(&mut self, mut step: Step) {
+        step.looks_up = step.inputs.iter().flatten().any(|s| matches!(s, Source::Const(c) if self.tables.contains(c)));
+        self.steps.push(step);
+    }
+
+    /// The tables' bytes.
+    pub(super) fn table_bytes(&self) -> Vec<Bytes> {
+        self.tables.iter().filter_map(|&c| self.constants[c].as_tensor()?.shared_bytes()).collect()
     }
 
     /// Finds the last reader of each slot.
@@ -148,6 +164,12 @@ impl Action {
 }
 
 impl Step {
+    pub(super) fn new(action: Action, label: &str, op: OpName, inputs: Vec<Option<Source>>, outputs: Vec<Option<usize>>) -> Self {
+        let last = vec![false; inputs.len()];
+        let (free, long) = (Vec::new(), AtomicBool::new(false));
+        Self { action, label: label.to_owned(), op, inputs, outputs, last, free, long, looks_up: false }
+    }
+
     /// What its bodies read of the plan around them.
     pub(super) fn captures(&self) -> impl Iterator<Item = Source> + '_ {
         let bodies = match &self.action {

@@ -10,7 +10,7 @@ use super::profile::Profile;
 use super::trace::{Event, Row, Trace, describe};
 use crate::ops::{Args, Outputs, threads};
 use crate::store::Tally;
-use crate::tensor::Value;
+use crate::tensor::{Frequented, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
@@ -36,6 +36,8 @@ pub(super) struct Run<'a> {
     pub(super) trace: Option<(&'a Trace, u64)>,
     /// What became of the ids that it looks up.
     pub(super) tally: Arc<Tally>,
+    /// The tables of the plan.
+    pub(super) tables: &'a Frequented,
 }
 
 impl Run<'_> {
@@ -217,6 +219,9 @@ impl<'p> Env<'p> {
                 let outputs = call(|| kernel(args).map_err(|e| e.to_string())).map_err(|e| at(step, e))?;
                 if let Some(start) = start.filter(|_| tracing) {
                     r.note(step, Row::Steps, (start, Instant::now()), given, &outputs);
+                }
+                if step.looks_up {
+                    r.tables.read(outputs.iter().filter_map(|v| v.as_tensor()?.bytes()).map(<[u8]>::len).sum());
                 }
                 self.store(index, outputs)?;
             }

@@ -11,7 +11,7 @@ use crate::comm::Comm;
 use crate::ir::{Model, Type};
 use crate::ops::threads;
 use crate::store::{Store, Tally};
-use crate::tensor::{Recycling, Tensor, Value};
+use crate::tensor::{Frequented, Recycling, Tensor, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
@@ -52,6 +52,8 @@ pub struct Session {
     flat: bool,
     /// Elements of all inputs from which on a run has loops for more than one thread, as far as is known.
     long: AtomicUsize,
+    /// Tables that are constants of the plan.
+    tables: Frequented,
     /// A run uses the memory of the one before.
     _recycling: Recycling,
 }
@@ -78,6 +80,7 @@ impl Session {
         let flat = plan.is_flat();
         Ok(Self {
             flat,
+            tables: Frequented::new(plan.table_bytes()),
             plan,
             host,
             pool,
@@ -137,6 +140,7 @@ impl Session {
             long: elements >= LONG,
             trace: self.trace.as_deref().map(|t| (t, t.batch())),
             tally: Arc::default(),
+            tables: &self.tables,
         };
         Ok(Begun { session: self, env: Env::new(&self.plan, values), run, elements, start: Instant::now(), given })
     }

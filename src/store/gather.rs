@@ -1,29 +1,6 @@
-//! Copies rows from scattered places into one block, asking the memory for each row well before it is copied. The only
-//! file of `store` with `unsafe`: `madvise` has no safe form.
-#![allow(unsafe_code)]
+//! Copies rows from scattered places into one block, asking the memory for each row well before it is copied.
 
 use crate::tensor::{AHEAD, prefetch};
-
-/// Tells the system that the bytes are read at random, and that large pages are welcome. A hint: errors do not matter.
-pub(super) fn advise_random(mapped: &[u8]) {
-    #[cfg(unix)]
-    {
-        const PAGE: usize = 4096;
-        let start = (mapped.as_ptr() as usize).next_multiple_of(PAGE);
-        let end = (mapped.as_ptr() as usize + mapped.len()) / PAGE * PAGE;
-        if start >= end {
-            return;
-        }
-        // SAFETY: the range lies within a live mapping, and these two kinds of advice change no content.
-        unsafe {
-            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_RANDOM);
-            #[cfg(target_os = "linux")]
-            libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE);
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = mapped;
-}
 
 /// Copies row `i` from `locate(i)` to `out[i * stride + offset..]`, `width` bytes each, for `i` below `count`.
 ///

@@ -3,7 +3,7 @@
 use super::StoreError;
 use super::keys::{self, Directory};
 use crate::plan::{Piece, TableEntry};
-use crate::tensor::{DType, map_file};
+use crate::tensor::{DType, Maps};
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
 use std::fs::File;
@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 #[derive(Debug)]
 pub(super) struct Mapped {
     pub(super) values: Bytes,
-    keys: Bytes,
+    pub(super) keys: Bytes,
     /// Made at the first lookup, for it reads all keys.
     directory: OnceLock<Option<Directory>>,
 }
@@ -35,11 +35,20 @@ impl Mapped {
     }
 }
 
-/// Maps the file of `piece`, whose rows have `width` bytes.
+/// Addresses for the files of `pieces`, which are then opened in this order.
+///
+/// # Errors
+/// That there are none. A file that is not there is told of when it is opened.
+pub(super) fn maps_for<'a>(dir: &Path, pieces: impl Iterator<Item = &'a Piece>) -> Result<Maps, StoreError> {
+    let sizes = pieces.map(|p| std::fs::metadata(dir.join(&p.file)).map_or(0, |m| m.len()));
+    Maps::for_sizes(sizes).map_err(|e| StoreError::Corrupt(format!("{}: the shards: {e}", dir.display())))
+}
+
+/// Maps the file of `piece`, whose rows have `width` bytes, behind those before it.
 ///
 /// # Errors
 /// A file that is not there, has another size than the manifest says, or holds other tensors.
-pub(super) fn open_piece(dir: &Path, table: &TableEntry, piece: &Piece, width: usize) -> Result<Mapped, StoreError> {
+pub(super) fn open_piece(dir: &Path, table: &TableEntry, piece: &Piece, width: usize, maps: &Maps) -> Result<Mapped, StoreError> {
     let fail = |what: String| StoreError::Corrupt(format!("table \"{}\": shard file \"{}\": {what}", table.name, piece.file));
     let file = File::open(dir.join(&piece.file)).map_err(|e| fail(e.to_string()))?;
     let found = file.metadata().map_err(|e| fail(e.to_string()))?;
@@ -49,7 +58,7 @@ pub(super) fn open_piece(dir: &Path, table: &TableEntry, piece: &Piece, width: u
     if found.len() != piece.bytes {
         return Err(fail(format!("expected {} bytes, found {}", piece.bytes, found.len())));
     }
-    let bytes = map_file(&file).map_err(|e| fail(e.to_string()))?;
+    let bytes = maps.map(&file).map_err(|e| fail(e.to_string()))?;
     let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(format!("not a safetensors file: {e}")))?;
     let tensor = |name: &str, dtype: DType, rows: u64, len: u64| -> Result<Bytes, StoreError> {
         let info = metadata.info(name).ok_or_else(|| fail(format!("no tensor \"{name}\"")))?;

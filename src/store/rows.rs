@@ -4,7 +4,7 @@
 use super::StoreError;
 use super::layout;
 use super::narrow::{Narrower, at_row, widen};
-use super::piece::{Mapped, open_piece};
+use super::piece::{Mapped, maps_for, open_piece};
 use crate::plan::{Sharding, StoreDtype, TableEntry};
 use crate::tensor::{Tensor, release};
 use std::cell::RefCell;
@@ -141,7 +141,8 @@ impl TableRows {
     /// Files that are not there, have another size than the manifest says, or hold other tensors.
     pub fn open(dir: &Path, entry: &TableEntry) -> Result<Self, StoreError> {
         let widths = layout::piece_widths(entry)?;
-        let pieces = entry.pieces.iter().zip(&widths).map(|(p, &w)| open_piece(dir, entry, p, w)).collect::<Result<_, _>>()?;
+        let maps = maps_for(dir, entry.pieces.iter())?;
+        let pieces = entry.pieces.iter().zip(&widths).map(|(p, &w)| open_piece(dir, entry, p, w, &maps)).collect::<Result<_, _>>()?;
         Ok(Self { rows: entry.rows, keyed: entry.keyed, sharding: entry.sharding, entry: entry.clone(), pieces, widths })
     }
 

@@ -4,13 +4,14 @@ mod bags;
 
 use super::bags::{BagFuture, BagQuery};
 use super::counters::Counters;
-use super::gather::{advise_random, gather};
+use super::gather::gather;
 use super::keys::{ABSENT, Divisor, Id, cast_ids, range_of};
 use super::layout::{self, Decode, Filling};
-use super::piece::{Mapped, open_piece};
+use super::piece::{Mapped, maps_for, open_piece};
 use super::request::{Blocks, Part, Peer, Reply, ReplyFuture, Request, id_blocks, row_blocks};
 use super::{LookupFuture, Query, Stats, Store, StoreError, Table, Verify};
-use crate::plan::{Manifest, Sharding};
+use crate::plan::{Manifest, Piece, Sharding};
+use crate::tensor::{Frequented, read_at_random};
 use crate::wire::Pooled;
 pub(super) use bags::PoolJob;
 use std::collections::BTreeMap;
@@ -64,6 +65,7 @@ pub struct Shards {
     shards: Vec<Option<u32>>,
     tables: Vec<Table>,
     held: Vec<Held>,
+    frequented: Frequented,
     counters: Arc<Counters>,
     pub(super) fault: OnceLock<StoreError>,
 }
@@ -113,15 +115,15 @@ impl Shards {
 
     fn open_groups(dir: &Path, manifest: Arc<Manifest>, shards: Vec<Option<u32>>) -> Result<Self, StoreError> {
         let mut held = Vec::with_capacity(manifest.tables.len());
+        let here = |piece: &Piece| shards.get(piece.shard as usize).is_some_and(Option::is_some);
+        let maps = maps_for(dir, manifest.tables.iter().flat_map(|t| &t.pieces).filter(|p| here(p)))?;
+        let mut random = Vec::new();
         for t in &manifest.tables {
             let widths = layout::piece_widths(t)?;
             let mut pieces = Vec::with_capacity(t.pieces.len());
             for (piece, &width) in t.pieces.iter().zip(&widths) {
-                let here = shards.get(piece.shard as usize).is_some_and(Option::is_some);
-                let mapped = if here { Some(open_piece(dir, t, piece, width)?) } else { None };
-                if let Some(m) = &mapped {
-                    advise_random(&m.values);
-                }
+                let mapped = if here(piece) { Some(open_piece(dir, t, piece, width, &maps)?) } else { None };
+                random.extend(mapped.iter().flat_map(|m| [m.keys.clone(), m.values.clone()]).inspect(|part| read_at_random(part)));
                 pieces.push(mapped);
             }
             let width = layout::row_width(t, &widths);
@@ -143,7 +145,8 @@ impl Shards {
             held.push(Held { place, width, decode: Decode::of(t), filling: Filling::of(t)? });
         }
         let tables = layout::tables(&manifest);
-        Ok(Self { dir: dir.into(), manifest, shards, tables, held, counters: Arc::default(), fault: OnceLock::new() })
+        let frequented = Frequented::new(random);
+        Ok(Self { dir: dir.into(), manifest, shards, tables, held, frequented, counters: Arc::default(), fault: OnceLock::new() })
     }
 
     /// The manifest of the deployment.
@@ -161,7 +164,7 @@ impl Shards {
         (0..self.manifest.shards).filter(|&s| self.shards[s as usize].is_some()).collect()
     }
 
-    pub(super) fn pieces(&self) -> impl Iterator<Item = &crate::plan::Piece> {
+    pub(super) fn pieces(&self) -> impl Iterator<Item = &Piece> {
         self.manifest.tables.iter().flat_map(|t| &t.pieces).filter(|p| self.shards[p.shard as usize].is_some())
     }
 
@@ -281,6 +284,7 @@ impl Shards {
             if p.wide { self.check_ids::<u64>(p, block) } else { self.check_ids::<u32>(p, block) }?;
         }
         let n = parts.iter().map(|p| u64::from(p.count)).sum();
+        self.frequented.read(rows.1);
         self.counters.add(&Stats { lookups: 1, ids: n, unique_ids: n, bytes: rows.1 as u64, ..Stats::default() });
         Ok((ids, rows))
     }
@@ -376,6 +380,7 @@ impl Store for Shards {
             }
             let mut stats = Stats { lookups: 1, ..Stats::default() };
             let rows = queries.iter().map(|q| self.query(q, &mut stats)).collect();
+            self.frequented.read(stats.bytes as usize);
             self.counters.add_asked(&stats);
             rows
         })

@@ -77,6 +77,7 @@ impl<'a> PoolJob<'a> {
             return fail(format!("table \"{}\": bags that are not {} ids in ascending order", t.name, part.count));
         }
         let n = part.count.into();
+        shards.frequented.read(part.count as usize * part.width as usize);
         shards.counters.add(&Stats { lookups: 1, ids: n, unique_ids: n, bytes: rows as u64, ..Stats::default() });
         let weights = &request.ids[weights_at..len];
         Ok(Self { shards, part, pooling, ids, bounds, weights, rows: Pooled::take(rows), next: 0 })
@@ -160,6 +161,7 @@ impl Shards {
         let len = len.ok_or_else(|| StoreError::Corrupt(format!("table \"{}\": {} bags have no size", t.name, bags.count())))?;
         let mut out = Pooled::take(len);
         self.pool((query.table, 0), inside.ids, &bags, &mut out)?;
+        self.frequented.read(inside.ids.len() * self.held[query.table].width);
         let (ids, unique_ids) = (query.ids.len() as u64, inside.ids.len() as u64);
         self.counters.add_asked(&Stats { lookups: 1, ids, unique_ids, bytes: len as u64, ..Stats::default() });
         layout::rows_tensor(t, bags.count(), out.freeze()).map(Some)
