@@ -120,7 +120,7 @@ async fn pservers_keep_the_contract() {
 /// Connections by the Unix socket beside the port at `endpoint`, as the system lists them.
 #[cfg(target_os = "linux")]
 fn beside(endpoint: &str) -> usize {
-    let name = format!("@graphtool@{endpoint}");
+    let name = format!("@{endpoint}");
     let all = std::fs::read_to_string("/proc/net/unix").unwrap();
     // That of the listener itself has another state.
     all.lines().filter(|l| l.ends_with(&name) && l.split_whitespace().nth(5) == Some("03")).count()
@@ -158,6 +158,56 @@ async fn pservers_of_this_machine_are_reached_beside_their_port() {
     let store = connect(&between, true).await;
     contract(&*store, &sources).await;
     assert_eq!(beside(&endpoint) + beside(&between), 0);
+}
+
+/// Answers of this machine's pservers lie in memory that both sides have, if it has room for them.
+#[tokio::test]
+async fn large_answers_are_the_rows_wherever_they_lie() {
+    let (dir, sources) = (tempfile::tempdir().unwrap(), sources());
+    let manifest = Arc::new(deploy(dir.path(), &sources, 5));
+    let server = Server::start(dir.path(), ServeOptions::default());
+    let options = ConnectOptions { dedup: Dedup::Never, ..options() };
+    let store = store::connect(manifest.clone(), std::slice::from_ref(&server.endpoint), options).await.unwrap();
+    let ids = |n: usize, table: usize| -> Vec<u64> {
+        let rows = sources[table].values.shape()[0] as u64;
+        (0..n as u64).map(|i| i * 7919 % rows).collect()
+    };
+    // Answers that nobody waits for: what becomes of their places is not known.
+    for _ in 0..20 {
+        let queries = (0..6).map(|t| query(t, &ids(9000, t))).collect();
+        _ = tokio::time::timeout(Duration::from_micros(300), store.lookup(queries)).await;
+    }
+    // All that came before stays as it is.
+    let mut all = Vec::new();
+    for n in [90, 700, 8000, 40_000, 8000, 150_000, 700] {
+        let queries: Vec<_> = (0..sources.len()).map(|t| query(t, &ids(n, t))).collect();
+        all.push((n, store.lookup(queries).await.unwrap()));
+        let alone = n % sources.len();
+        assert_eq!(store.lookup(vec![query(alone, &ids(n, alone))]).await.unwrap()[0], expected(&sources[alone].values, &ids(n, alone)));
+    }
+    for (n, answers) in all {
+        for (t, answer) in answers.iter().enumerate() {
+            assert_eq!(*answer, expected(&sources[t].values, &ids(n, t)), "{n} rows of \"{}\"", sources[t].name);
+        }
+    }
+}
+
+#[tokio::test]
+async fn many_absent_keys_come_with_rows_in_shared_memory() {
+    let (dir, sources) = (tempfile::tempdir().unwrap(), keyed_sources(2));
+    let manifest = Arc::new(deploy(dir.path(), &sources, 2));
+    let server = Server::start(dir.path(), ServeOptions::default());
+    let local = store::open_local(dir.path()).unwrap();
+    for use_local in [true, false] {
+        let options = ConnectOptions { local: use_local, dedup: Dedup::Never, ..options() };
+        let store = store::connect(manifest.clone(), std::slice::from_ref(&server.endpoint), options).await.unwrap();
+        for n in [50u64, 5000, 150_000] {
+            let keys: Vec<u64> = (0..n).map(|i| i * 31 % 1000).collect();
+            let queries = || vec![query(0, &keys), query(1, &keys)];
+            assert_eq!(store.lookup(queries()).await.unwrap(), local.lookup(queries()).await.unwrap(), "{n} keys");
+        }
+        assert!(store.stats().absent > 1 << 16);
+    }
 }
 
 #[tokio::test]

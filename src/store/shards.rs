@@ -329,13 +329,18 @@ impl Shards {
 
     /// Answers a request that came from elsewhere.
     pub(crate) fn answer(&self, request: &Request) -> Result<Reply, StoreError> {
+        self.answer_in(request, None)
+    }
+
+    /// Answers it in a place of the rows' size, if there is one.
+    pub(super) fn answer_in(&self, request: &Request, place: Option<Pooled>) -> Result<Reply, StoreError> {
         if let Some(pooling) = request.pooling {
             let mut job = PoolJob::new(self, request, pooling)?;
             while job.step()? {}
             return Ok(job.reply());
         }
         let ((ids_at, _), (rows_at, rows_len)) = self.check(request)?;
-        let mut rows = Pooled::take(rows_len);
+        let mut rows = place.filter(|p| p.len() == rows_len).unwrap_or_else(|| Pooled::take(rows_len));
         let (mut all, mut absent, mut end) = (Vec::new(), Vec::new(), 0);
         for (i, p) in request.parts.iter().enumerate() {
             // Gaps between blocks are cleared: the buffer has been used before.

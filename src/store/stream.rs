@@ -3,7 +3,7 @@
 
 use super::request::{Blocks, Request};
 use super::{Shards, StoreError};
-use crate::wire::{Chunks, Pooled};
+use crate::wire::{Chunks, Pooled, Window};
 use bytes::Bytes;
 use std::fmt;
 use std::pin::Pin;
@@ -20,6 +20,8 @@ const WHOLE: usize = 2 << 20;
 const LEAST: usize = 1 << 20;
 /// Bytes of an answer over [`WHOLE`] that are in memory at once; a wider row is there by itself.
 const PART: usize = 1 << 20;
+/// Bytes that are gathered at one turn where nothing is sent meanwhile.
+const TURN: usize = 512 << 10;
 /// Eighths of them that this thread gathers where another helps, which has time until those are written.
 const OWN: usize = 3;
 /// How long this thread waits awake for the other one.
@@ -66,7 +68,14 @@ impl Source {
 
     /// The bytes from one place to the other; none if a row is not there.
     fn gather(&self, from: Place, to: Place) -> Option<Bytes> {
-        let (mut out, mut end, mut absent) = (Pooled::take(to.done - from.done), 0, Vec::new());
+        let mut out = Pooled::take(to.done - from.done);
+        self.fill(from, to, &mut out).ok()?;
+        Some(out.freeze())
+    }
+
+    /// Writes the bytes from one place to the other.
+    fn fill(&self, from: Place, to: Place, out: &mut [u8]) -> Result<(), StoreError> {
+        let (mut end, mut absent) = (0, Vec::new());
         for (i, p) in self.request.parts.iter().enumerate().take(to.part + 1).skip(from.part) {
             let first = if i == from.part { from.row } else { 0 };
             let last = if i == to.part { to.row } else { p.count as usize };
@@ -78,11 +87,30 @@ impl Source {
             out[end..start].fill(0);
             end = start + (last - first) * p.width as usize;
             let ids = &self.request.ids[self.ids.0[i] + first * p.id_bytes()..self.ids.0[i] + last * p.id_bytes()];
-            self.shards.part_rows(p, ids, &mut out[start..end], &mut absent).ok()?;
+            self.shards.part_rows(p, ids, &mut out[start..end], &mut absent)?;
         }
         out[end..].fill(0);
-        Some(out.freeze())
+        Ok(())
     }
+}
+
+/// Writes the rows of `request`, of which no table is keyed, to `out`; other connections of the thread have their turn meanwhile.
+///
+/// # Errors
+/// A request that cannot be answered.
+pub(super) async fn fill(shards: &Arc<Shards>, request: &Request, mut out: Pooled) -> Result<Pooled, StoreError> {
+    let (ids, rows) = shards.check(request)?;
+    let source = Source { shards: shards.clone(), request: request.clone(), ids, rows };
+    let mut at = Place::default();
+    while at.done < out.len() {
+        let to = source.after(at, TURN);
+        source.fill(at, to, &mut out[at.done..to.done])?;
+        at = to;
+        if at.done < out.len() {
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(out)
 }
 
 /// What another thread gathers, unless it is late.
@@ -104,11 +132,13 @@ pub(super) struct RowStream {
 
 /// Where rows are gathered for, and by whom.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Means {
+pub(super) struct Means<'a> {
     /// Whether there is a second thread.
     pub(super) shared: bool,
     /// Whether the reader is on this machine, beside TCP.
     pub(super) local: bool,
+    /// Memory that the reader has too.
+    pub(super) window: Option<&'a Window>,
 }
 
 impl RowStream {
@@ -116,7 +146,7 @@ impl RowStream {
     ///
     /// # Errors
     /// A request that cannot be answered; afterwards nothing can fail.
-    pub(super) fn new(shards: &Arc<Shards>, request: &Request, len: usize, means: Means) -> Result<Option<Self>, StoreError> {
+    pub(super) fn new(shards: &Arc<Shards>, request: &Request, len: usize, means: Means<'_>) -> Result<Option<Self>, StoreError> {
         let least = if means.shared && means.local { LEAST } else { WHOLE };
         if len <= least || request.parts.iter().any(|p| shards.keyed(p)) {
             return Ok(None);
@@ -236,7 +266,7 @@ mod tests {
             let request = Request { parts: parts.into(), pooling: None, ids: ids.into() };
             let whole = shards.answer(&request).unwrap().rows.freeze();
             for (shared, local) in [(false, false), (false, true), (true, false), (true, true)] {
-                let Some(stream) = RowStream::new(&shards, &request, whole.len(), Means { shared, local }).unwrap() else {
+                let Some(stream) = RowStream::new(&shards, &request, whole.len(), Means { shared, local, window: None }).unwrap() else {
                     assert!(whole.len() <= if shared && local { LEAST } else { WHOLE }, "{counts:?}");
                     continue;
                 };

@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(hello.check(&identity(None)), Ok(()));
         assert_eq!(hello.check(&identity(Some("s"))), Err("a token is required, none was sent".into()));
         hello.protocol = 9;
-        assert_eq!(hello.check(&identity(None)), Err("protocol version 5 here, 9 at the peer".into()));
+        assert_eq!(hello.check(&identity(None)), Err(format!("protocol version {PROTOCOL} here, 9 at the peer")));
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! Connections within one machine: beside its TCP port a server listens on a Unix socket that is named after its address, and who
 //! connects to an address of the own machine goes that way, which carries the same bytes without the work of TCP. Names are those
 //! of the network namespace (abstract ones, which only Linux has): nothing is left on a disk, and what is between the two sides of a
-//! TCP connection, such as a proxy, has no such socket, so that it is not passed by.
+//! TCP connection, such as a proxy, has no such socket, so that it is not passed by. The first byte of such a connection brings the
+//! client's shared memory along, if it has any.
 
+#[cfg(target_os = "linux")]
+use super::unix::UnixSocket;
+use super::{Room, Window};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,7 +27,7 @@ const BUFFER: usize = 512 << 10;
 /// The name of the socket beside the port at `address`.
 #[cfg(target_os = "linux")]
 fn name(address: SocketAddr) -> String {
-    format!("\0graphtool@{address}")
+    format!("\0graphtool-{}@{address}", super::PROTOCOL)
 }
 
 /// A connection of either kind.
@@ -30,7 +35,7 @@ fn name(address: SocketAddr) -> String {
 pub(crate) enum Socket {
     Tcp(TcpStream),
     #[cfg(target_os = "linux")]
-    Local(UnixStream),
+    Local(UnixSocket),
 }
 
 /// What takes connections in, while no runtime has it: who connects waits until it is open.
@@ -102,7 +107,7 @@ impl Listener {
         if let Some(local) = &self.local {
             return tokio::select! {
                 accepted = self.tcp.accept() => accepted.map(|(stream, _)| Socket::Tcp(stream)),
-                accepted = local.accept() => accepted.map(|(stream, _)| Socket::Local(stream)),
+                accepted = local.accept() => Ok(Socket::Local(UnixSocket::new(accepted?.0.into_std()?)?)),
             };
         }
         self.tcp.accept().await.map(|(stream, _)| Socket::Tcp(stream))
@@ -126,7 +131,7 @@ impl Parked {
         match self {
             Self::Tcp(stream) => TcpStream::from_std(stream).map(Socket::Tcp),
             #[cfg(target_os = "linux")]
-            Self::Local(stream) => UnixStream::from_std(stream).map(Socket::Local),
+            Self::Local(stream) => UnixSocket::new(stream).map(Socket::Local),
         }
     }
 }
@@ -141,9 +146,9 @@ impl Socket {
     }
 
     /// Connects to the socket beside the port of `endpoint`, if that is on this machine and who listens is of this user or of the
-    /// system.
+    /// system. Offers memory to share.
     #[cfg(target_os = "linux")]
-    pub(super) async fn beside(endpoint: &str) -> Option<Self> {
+    pub(super) async fn beside(endpoint: &str) -> Option<(Self, Option<Arc<Room>>)> {
         let addresses = tokio::net::lookup_host(endpoint).await.ok()?;
         // Only an address of this machine can be bound here.
         for address in addresses.filter(|a| std::net::UdpSocket::bind((a.ip(), 0)).is_ok()) {
@@ -152,7 +157,10 @@ impl Socket {
                 let Ok(stream) = UnixStream::connect(name(listening)).await else { continue };
                 let user = stream.peer_cred().ok()?.uid();
                 if user == 0 || user == rustix::process::geteuid().as_raw() {
-                    return Some(Self::Local(stream));
+                    let stream = UnixSocket::new(stream.into_std().ok()?).ok()?;
+                    let (room, memory) = Room::new().ok().unzip();
+                    stream.offer(memory.as_ref()).ok()?;
+                    return Some((Self::Local(stream), room));
                 }
             }
         }
@@ -161,8 +169,20 @@ impl Socket {
 
     /// As on Linux, where there are such sockets.
     #[cfg(not(target_os = "linux"))]
-    pub(super) async fn beside(_: &str) -> Option<Self> {
+    pub(super) async fn beside(_: &str) -> Option<(Self, Option<Arc<Room>>)> {
         None
+    }
+
+    /// The memory that the client of a connection beside TCP offers, which it does first of all.
+    ///
+    /// # Errors
+    /// Of the system.
+    pub(crate) async fn offered(&self) -> io::Result<Option<Window>> {
+        match self {
+            Self::Tcp(_) => Ok(None),
+            #[cfg(target_os = "linux")]
+            Self::Local(stream) => Ok(stream.take_offer().await?.and_then(|memory| Window::of(&memory).ok())),
+        }
     }
 
     /// Has small messages go out at once, and large ones whole.
@@ -173,7 +193,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.set_nodelay(true),
             #[cfg(target_os = "linux")]
-            Self::Local(stream) => Ok(rustix::net::sockopt::set_socket_send_buffer_size(stream, BUFFER)?),
+            Self::Local(stream) => Ok(rustix::net::sockopt::set_socket_send_buffer_size(stream.stream(), BUFFER)?),
         }
     }
 
@@ -185,12 +205,12 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.into_std().map(Parked::Tcp),
             #[cfg(target_os = "linux")]
-            Self::Local(stream) => stream.into_std().map(Parked::Local),
+            Self::Local(stream) => Ok(Parked::Local(stream.into_inner())),
         }
     }
 
     /// Whether it is none of TCP.
-    pub(super) fn is_local(&self) -> bool {
+    pub(crate) fn is_local(&self) -> bool {
         !matches!(self, Self::Tcp(_))
     }
 
@@ -212,7 +232,8 @@ impl Socket {
             Self::Tcp(stream) => stream.peer_addr().map_or_else(|e| e.to_string(), |a| a.to_string()),
             #[cfg(target_os = "linux")]
             Self::Local(stream) => {
-                stream.peer_cred().ok().and_then(|c| c.pid()).map_or("this machine".into(), |pid| format!("process {pid}"))
+                let peer = rustix::net::sockopt::socket_peercred(stream.stream());
+                peer.map_or("this machine".into(), |peer| format!("process {}", peer.pid))
             }
         }
     }
@@ -222,7 +243,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => recv(stream, buf, RecvFlags::DONTWAIT).map(|(_, n)| n),
             #[cfg(target_os = "linux")]
-            Self::Local(stream) => recv(stream, buf, RecvFlags::DONTWAIT).map(|(_, n)| n),
+            Self::Local(stream) => recv(stream.stream(), buf, RecvFlags::DONTWAIT).map(|(_, n)| n),
         }
     }
 }
@@ -299,7 +320,7 @@ mod tests {
             let (listener, endpoint) = port(address);
             let door = Door::new(listener, true).unwrap();
             // Waits until the door is open.
-            let mut beside = Socket::beside(&endpoint).await.expect("it is of this machine and user");
+            let (mut beside, room) = Socket::beside(&endpoint).await.expect("it is of this machine and user");
             let mut over = Socket::dial(&endpoint).await.unwrap();
             let open = door.open().unwrap();
             let mut accepted = Vec::new();
@@ -312,6 +333,13 @@ mod tests {
                 let local = [&*client, &*server].map(|s| matches!(s, Socket::Local(_)));
                 assert_eq!((local, server.local_addr().is_ok()), ([name == "local"; 2], name == "tcp"));
                 client.prepare().unwrap();
+                let window = server.offered().await.unwrap();
+                assert_eq!(window.is_some(), name == "local");
+                if let Some(window) = window {
+                    let lent = room.as_ref().unwrap().lend(10_000).unwrap();
+                    window.place(lent.at(), 10_000).unwrap().fill(7);
+                    assert_eq!(*lent.back(), [7; 10_000]);
+                }
                 client.write_all(name.as_bytes()).await.unwrap();
                 let mut read = vec![0; name.len()];
                 server.read_exact(&mut read).await.unwrap();

@@ -11,20 +11,24 @@ mod hello;
 mod local;
 mod pool;
 mod prompt;
+mod shared;
 mod tls;
+#[cfg(target_os = "linux")]
+mod unix;
 
 pub(crate) use fields::{Fields, put_str};
 pub(crate) use framed::{Body, Chunks, Codec, Framed, PREFIX, invalid, read_all};
 pub(crate) use hello::{Hello, Identity, Role, token_fits};
 pub(crate) use local::{Door, Parked, Socket};
 pub(crate) use pool::Pooled;
+pub(crate) use shared::{Lent, Room, Window};
 pub use tls::Tls;
 pub(crate) use tls::{Stream, Unreached, refusal};
 
 use std::time::Duration;
 
 /// The version of the protocol: both sides of a connection must have the same.
-pub(crate) const PROTOCOL: u32 = 5;
+pub(crate) const PROTOCOL: u32 = 6;
 
 /// The default limit of a frame, prefix and head included.
 pub const DEFAULT_MAX_FRAME: usize = 64 << 20;

@@ -1,6 +1,7 @@
 //! Buffers for ids and rows: aligned to a cache line, exact in size, and used again once they are dropped, so that the
 //! pages of a large one are faulted in once and not at every call.
 
+use super::shared::Slot;
 use bytemuck::{Pod, Zeroable};
 use bytes::Bytes;
 use std::ops::{Deref, DerefMut};
@@ -18,11 +19,29 @@ const KEEP_COUNT: usize = 32;
 
 static FREE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
-/// A buffer from the pool. It goes back when it is dropped.
+/// A buffer from the pool, or a place in shared memory. It goes back when it is dropped.
 #[derive(Default)]
 pub(crate) struct Pooled {
-    lines: Vec<Line>,
+    memory: Memory,
     len: usize,
+}
+
+enum Memory {
+    Own(Vec<Line>),
+    Shared(Slot),
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::Own(Vec::new())
+    }
+}
+
+impl From<Slot> for Pooled {
+    fn from(slot: Slot) -> Self {
+        let len = slot.bytes().len();
+        Self { memory: Memory::Shared(slot), len }
+    }
 }
 
 impl Pooled {
@@ -34,10 +53,15 @@ impl Pooled {
             let fits = |n: usize| n >= need && n <= need.saturating_mul(4);
             let best = (0..free.len()).filter(|&i| fits(free[i].len())).min_by_key(|&i| free[i].len());
             if let Some(i) = best {
-                return Self { lines: free.swap_remove(i), len };
+                return Self { memory: Memory::Own(free.swap_remove(i)), len };
             }
         }
-        Self { lines: bytemuck::zeroed_vec(need), len }
+        Self { memory: Memory::Own(bytemuck::zeroed_vec(need)), len }
+    }
+
+    /// Whether the other side of a connection has these bytes too.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self.memory, Memory::Shared(_))
     }
 
     /// Leaves the first `len` bytes, if there are more.
@@ -53,13 +77,14 @@ impl Pooled {
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        if self.lines.len() * 64 < KEEP_FROM {
+        let Memory::Own(lines) = &mut self.memory else { return };
+        if lines.len() * 64 < KEEP_FROM {
             return;
         }
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         let held: usize = free.iter().map(|b| b.len() * 64).sum();
-        if free.len() < KEEP_COUNT && held + self.lines.len() * 64 <= KEEP_BYTES {
-            free.push(std::mem::take(&mut self.lines));
+        if free.len() < KEEP_COUNT && held + lines.len() * 64 <= KEEP_BYTES {
+            free.push(std::mem::take(lines));
         }
     }
 }
@@ -67,13 +92,19 @@ impl Drop for Pooled {
 impl Deref for Pooled {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        match &self.memory {
+            Memory::Own(lines) => &bytemuck::cast_slice(lines)[..self.len],
+            Memory::Shared(slot) => &slot.bytes()[..self.len],
+        }
     }
 }
 
 impl DerefMut for Pooled {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        match &mut self.memory {
+            Memory::Own(lines) => &mut bytemuck::cast_slice_mut(lines)[..self.len],
+            Memory::Shared(slot) => &mut slot.bytes_mut()[..self.len],
+        }
     }
 }
 

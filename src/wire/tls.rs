@@ -2,6 +2,7 @@
 //! checks that the other's is for the host of the endpoint. A [`Stream`] is plain or within TLS; who has no certificates pays
 //! one branch per read.
 
+use super::Room;
 use super::local::Socket;
 use super::prompt::Prompt;
 use rustls::pki_types::pem::PemObject;
@@ -105,11 +106,12 @@ pub(crate) fn refusal(text: &str) -> Option<String> {
 }
 
 impl Stream {
-    /// Connects to the server at `endpoint` without TCP, if it is on this machine and takes such connections (see `local`).
-    pub(crate) async fn beside(endpoint: &str) -> Option<Self> {
-        let stream = Socket::beside(endpoint).await?;
+    /// Connects to the server at `endpoint` without TCP, if it is on this machine and takes such connections (see `local`); with the
+    /// memory that both then share.
+    pub(crate) async fn beside(endpoint: &str) -> Option<(Self, Option<Arc<Room>>)> {
+        let (stream, room) = Socket::beside(endpoint).await?;
         stream.prepare().ok()?;
-        Some(Self::Plain(Prompt::new(stream)))
+        Some((Self::Plain(Prompt::new(stream)), room))
     }
 
     /// Connects to `endpoint` (`host:port`); its name is resolved anew at each call.
@@ -149,11 +151,6 @@ impl Stream {
                 Err(explained(e))
             }
         }
-    }
-
-    /// Whether it goes beside TCP.
-    pub(crate) fn is_local(&self) -> bool {
-        matches!(self, Self::Plain(stream) if stream.socket().is_local())
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<std::net::SocketAddr> {

@@ -6,10 +6,12 @@ use super::chunks::Chunks;
 use super::replicas::{Replicas, reach};
 use super::wire::{Answer, Call, ClientCodec, Failure, Limits};
 use crate::plan::{Manifest, Placement};
-use crate::store::request::{Peer, Reply, ReplyFuture, Request};
+use crate::store::request::{Peer, Reply, ReplyFuture, Request, row_blocks};
 use crate::store::sharded::Sharded;
 use crate::store::{Dedup, Store, StoreError};
-use crate::wire::{Backoff, DEFAULT_MAX_FRAME, Framed, Hello, Identity, MAX_HEAD, Role, Stream, Tls, Unreached, causes, refusal};
+use crate::wire::{
+    Backoff, DEFAULT_MAX_FRAME, Framed, Hello, Identity, Lent, MAX_HEAD, Role, Room, Stream, Tls, Unreached, causes, refusal,
+};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -114,6 +116,8 @@ const NO_ANSWER: &str = "no answer";
 #[derive(Debug)]
 pub(super) struct Connection {
     channel: Channel<Call, Answer>,
+    /// Memory that the server of this machine writes answers to.
+    room: Option<Arc<Room>>,
     limits: Limits,
     context: Context,
     dispatch: AbortHandle,
@@ -249,29 +253,29 @@ impl Client {
     }
 
     async fn establish(&self, deadline: Instant) -> Result<Arc<Connection>, Gone> {
-        if let Some(stream) = self.beside().await {
-            return self.greet(stream, deadline).await;
+        if let Some((stream, room)) = self.beside().await {
+            return self.greet(stream, room, deadline).await;
         }
         let stream = match Stream::dial(&self.endpoint, self.tls.as_ref()).await {
             Ok(stream) => stream,
             Err(Unreached::Again(detail)) => return Err(Gone::Lost(detail)),
             Err(Unreached::Refused(detail)) => return Err(Gone::Final(self.refused(detail))),
         };
-        let connection = self.greet(stream, deadline).await?;
+        let connection = self.greet(stream, None, deadline).await?;
         // The port may have been open before its server was there.
         match self.beside().await {
-            Some(stream) => self.greet(stream, deadline).await.or(Ok(connection)),
+            Some((stream, room)) => self.greet(stream, room, deadline).await.or(Ok(connection)),
             None => Ok(connection),
         }
     }
 
-    /// A connection without TCP, if there can be one.
-    async fn beside(&self) -> Option<Stream> {
+    /// A connection without TCP, if there can be one, and memory that the server has too.
+    async fn beside(&self) -> Option<(Stream, Option<Arc<Room>>)> {
         if self.local && self.tls.is_none() { Stream::beside(&self.endpoint).await } else { None }
     }
 
     /// Shakes hands.
-    async fn greet(&self, stream: Stream, deadline: Instant) -> Result<Arc<Connection>, Gone> {
+    async fn greet(&self, stream: Stream, room: Option<Arc<Room>>, deadline: Instant) -> Result<Arc<Connection>, Gone> {
         let transport = Framed::new(stream, ClientCodec, self.hello.max_frame as usize);
         let NewClient { client: channel, dispatch } = tarpc::client::new(Config::default(), transport);
         let dispatch = tokio::spawn(async move {
@@ -280,7 +284,7 @@ impl Client {
             }
         });
         let limits = Limits { max_frame: 0, max_ids: 0 };
-        let mut connection = Connection { channel, limits, context: context::current(), dispatch: dispatch.abort_handle() };
+        let mut connection = Connection { channel, room, limits, context: context::current(), dispatch: dispatch.abort_handle() };
         // A hello is answered at once or not at all: a server that is stopped must not use up the time for another attempt.
         let soon = deadline.min(Instant::now() + Duration::from_secs(5).max(self.connect_timeout / 4));
         let welcome = match self.call(&connection, Call::Hello(self.hello.clone()), soon).await {
@@ -310,13 +314,24 @@ impl Client {
         }
     }
 
+    /// One call, whose rows come by shared memory if there is a place for them.
+    async fn fetch_part(&self, connection: &Connection, request: Request, deadline: Instant) -> Result<Reply, Gone> {
+        let len = row_blocks(&request.parts).filter(|_| request.pooling.is_none()).map_or(0, |b| b.1);
+        let lent = connection.room.as_ref().and_then(|room| room.lend(len));
+        let answer = self.call(connection, Call::Fetch(request, lent.as_ref().map(Lent::at)), deadline).await;
+        // A server that has not answered may still write there.
+        let place = lent.filter(|_| matches!(answer, Ok(_) | Err(Gone::Busy(_)))).map(Lent::back);
+        match (answer?, place) {
+            (Answer::Reply(reply), _) => Ok(reply),
+            (Answer::Placed { len, absent }, Some(rows)) if rows.len() as u64 == len => Ok(Reply { absent, rows, ..Reply::default() }),
+            (other, _) => Err(Gone::Final(self.unexpected(other))),
+        }
+    }
+
     async fn fetch_once(&self, connection: &Connection, request: &Request, deadline: Instant) -> Result<Reply, Gone> {
         let is_keyed = |t: u32| self.keyed.get(t as usize).copied().unwrap_or(true);
         let name = |t: u32| self.names.get(t as usize).cloned().unwrap_or_default();
-        let one = async |request: Request| match self.call(connection, Call::Fetch(request), deadline).await? {
-            Answer::Reply(reply) => Ok(reply),
-            other => Err(Gone::Final(self.unexpected(other))),
-        };
+        let one = async |request: Request| self.fetch_part(connection, request, deadline).await;
         if let Some(pooling) = request.pooling {
             let Some(requests) = bag_chunks::cut(request, pooling, connection.limits) else {
                 return Ok(Reply { over_limit: true, ..Reply::default() });

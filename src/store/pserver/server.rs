@@ -5,9 +5,9 @@ use super::reload::Held;
 use super::versions::{Version, Versions};
 use super::wire::{Answer, Call, Failure, Limits, ServerCodec};
 use super::{ServeOptions, ServerInfo};
-use crate::store::request::{Request, row_blocks};
+use crate::store::request::{Reply, Request, row_blocks};
 use crate::store::shards::PoolJob;
-use crate::store::stream::{Means, RowStream};
+use crate::store::stream::{Means, RowStream, fill};
 use crate::store::{Shards, Stats, StoreError, read_manifest};
 use crate::wire::{Door, Framed, HANDSHAKE_FRAME, Hello, MAX_HEAD, PREFIX, Parked, Role, Socket, Stream, causes};
 use futures::{SinkExt, StreamExt};
@@ -211,11 +211,16 @@ type Channel = BaseChannel<Call, Answer, Framed<Stream, ServerCodec>>;
 /// socket while the present one is answered, so that a connection holds one frame of memory in each direction.
 async fn converse(stream: Socket, shared: &Shared) -> Result<(), String> {
     let deadline = tokio::time::Instant::now() + shared.options.handshake_timeout;
+    let local = stream.is_local();
+    let window = match tokio::time::timeout_at(deadline, stream.offered()).await {
+        Err(_) => return Err("no handshake in time".into()),
+        Ok(window) => window.map_err(|e| e.to_string())?,
+    };
+    let means = Means { shared: shared.threads > 1, local, window: window.as_ref() };
     let stream = match tokio::time::timeout_at(deadline, Stream::accept(stream, shared.options.tls.as_ref())).await {
         Err(_) => return Err("no handshake in time".into()),
         Ok(stream) => stream.map_err(|e| e.to_string())?,
     };
-    let means = Means { shared: shared.threads > 1, local: stream.is_local() };
     let transport = Framed::new(stream, ServerCodec::new(), HANDSHAKE_FRAME).doubting();
     let mut channel: Channel = BaseChannel::new(Config::default(), transport);
     let hello = match tokio::time::timeout_at(deadline, channel.next()).await {
@@ -282,16 +287,16 @@ fn check_index(hello: &Hello, shared: &Shared) -> Result<(), String> {
 async fn answer_one(
     channel: &mut Channel,
     shared: &Shared,
-    (role, version, means): (Role, &Version, Means),
+    (role, version, means): (Role, &Version, Means<'_>),
     held: &mut Held,
     request: tarpc::Request<Call>,
 ) -> Result<(), String> {
     let id = request.id;
     match request.message {
-        Call::Fetch(fetch) if role == Role::Worker => {
+        Call::Fetch(fetch, place) if role == Role::Worker => {
             // The share is held until the answer is written.
             let start = Instant::now();
-            let (share, answer) = match fetch_rows(&fetch, means, shared, &version.shards, request.context.deadline).await {
+            let (share, answer) = match fetch_rows((&fetch, place), means, shared, &version.shards, request.context.deadline).await {
                 Ok((share, answer)) => (Some(share), answer),
                 Err(failure) => (None, Answer::Failed(failure)),
             };
@@ -315,7 +320,7 @@ async fn answer_one(
         }
         Call::Prepare { .. } | Call::Commit(_) => reply(channel, shared, id, refuse("only a control connection reloads")).await,
         Call::Shutdown => reply(channel, shared, id, refuse("this server does not let its clients stop it")).await,
-        Call::Fetch(_) => reply(channel, shared, id, refuse("a control connection looks nothing up")).await,
+        Call::Fetch(..) => reply(channel, shared, id, refuse("a control connection looks nothing up")).await,
         Call::Hello(_) => reply(channel, shared, id, refuse("the handshake is done")).await,
     }
 }
@@ -325,8 +330,8 @@ fn refuse(why: &str) -> Answer {
 }
 
 async fn fetch_rows<'a>(
-    request: &Request,
-    means: Means,
+    (request, place): (&Request, Option<u64>),
+    means: Means<'_>,
     shared: &'a Shared,
     shards: &Arc<Shards>,
     deadline: Instant,
@@ -345,7 +350,14 @@ async fn fetch_rows<'a>(
         let (ids, frame) = (o.max_ids, o.max_frame);
         return Err(Failure::Refused(format!("{bags} bags in {len} bytes, the limits are {ids} bags and {frame} bytes (--max-frame)")));
     }
-    let stream = if pooled.is_some() { None } else { RowStream::new(shards, request, rows, means)? };
+    let place = match place.zip(means.window) {
+        Some((at, window)) if pooled.is_none() => {
+            let place = window.place(at, rows);
+            Some(place.ok_or_else(|| Failure::Refused(format!("{rows} bytes at {at} are no place in the memory that is shared")))?)
+        }
+        _ => None,
+    };
+    let stream = if pooled.is_some() || place.is_some() { None } else { RowStream::new(shards, request, rows, means)? };
     let held = stream.as_ref().map_or(pooled.map_or(rows, |p| p.1), RowStream::held);
     let units = (held / 1024).clamp(1, o.max_in_flight / 1024 + 1).min((o.max_in_flight / 1024).max(1)) as u32;
     let share = match shared.in_flight.try_acquire_many(units) {
@@ -367,7 +379,12 @@ async fn fetch_rows<'a>(
                 }
                 Answer::Reply(job.reply())
             }
-            (None, None) => Answer::Reply(shards.answer(request)?),
+            (None, None) => Answer::Reply(match place {
+                Some(place) if !request.parts.iter().any(|p| shards.keyed(p)) => {
+                    Reply { rows: fill(shards, request, place).await?, ..Reply::default() }
+                }
+                place => shards.answer_in(request, place)?,
+            }),
         },
     ))
 }

@@ -18,7 +18,8 @@ use tarpc::{ClientMessage, RequestName, Response, ServerError};
 #[derive(Debug, Clone)]
 pub(super) enum Call {
     Hello(Hello),
-    Fetch(Request),
+    /// Rows, and a place in shared memory for them.
+    Fetch(Request, Option<u64>),
     Info,
     Shutdown,
     /// Open the directory anew, which is to hold this plan id, and hold it for so long.
@@ -34,7 +35,7 @@ impl RequestName for Call {
     fn name(&self) -> &str {
         match self {
             Call::Hello(_) => "hello",
-            Call::Fetch(_) => "fetch",
+            Call::Fetch(..) => "fetch",
             Call::Info => "info",
             Call::Shutdown => "shutdown",
             Call::Prepare { .. } => "prepare",
@@ -48,6 +49,11 @@ impl RequestName for Call {
 pub(super) enum Answer {
     Welcome(Limits),
     Reply(Reply),
+    /// As [`Answer::Reply`], for the client: so many bytes of rows are where the request wanted them.
+    Placed {
+        len: u64,
+        absent: Vec<(u32, u32)>,
+    },
     /// As [`Answer::Reply`], for the server: rows that are gathered while they are written.
     Rows(RowStream),
     /// A [`super::ServerInfo`] as JSON.
@@ -111,12 +117,13 @@ impl Codec for ClientCodec {
         };
         let kind = match &request.message {
             Call::Hello(_) => 0,
-            Call::Fetch(Request { pooling: None, .. }) => 1,
+            Call::Fetch(Request { pooling: None, .. }, None) => 1,
             Call::Info => 2,
             Call::Shutdown => 3,
             Call::Prepare { .. } => 4,
             Call::Commit(_) => 5,
-            Call::Fetch(Request { pooling: Some(_), .. }) => 6,
+            Call::Fetch(Request { pooling: Some(_), .. }, _) => 6,
+            Call::Fetch(Request { pooling: None, .. }, Some(_)) => 7,
         };
         head.put_u8(kind);
         head.put_u64_le(request.id);
@@ -124,7 +131,10 @@ impl Codec for ClientCodec {
         head.put_u64_le(left.as_micros().min(u128::from(u64::MAX)) as u64);
         match request.message {
             Call::Hello(hello) => hello.encode(head),
-            Call::Fetch(request) => {
+            Call::Fetch(request, place) => {
+                if let Some(place) = place.filter(|_| request.pooling.is_none()) {
+                    head.put_u64_le(place);
+                }
                 head.put_u32_le(request.parts.len() as u32);
                 for p in request.parts.iter() {
                     head.put_u32_le(p.table);
@@ -160,7 +170,8 @@ impl Codec for ClientCodec {
         let (kind, request_id) = (f.u8()?, f.u64()?);
         let answer = match kind {
             0 => Answer::Welcome(Limits { max_frame: f.u64()?, max_ids: f.u64()? }),
-            1 => {
+            1 | 5 => {
+                let len = if kind == 5 { Some(f.u64()?) } else { None };
                 let after = f.u32()? as usize;
                 let mut absent: Vec<(u32, u32)> = Vec::new();
                 for _ in 0..f.count(8)? {
@@ -173,7 +184,11 @@ impl Codec for ClientCodec {
                     absent.push((tail.u32()?, tail.u32()?));
                 }
                 body.truncate(rows);
-                Answer::Reply(Reply { absent, rows: body, ..Reply::default() })
+                match len {
+                    Some(len) if rows == 0 => Answer::Placed { len, absent },
+                    Some(_) => return Err(invalid("rows in two places")),
+                    None => Answer::Reply(Reply { absent, rows: body, ..Reply::default() }),
+                }
             }
             2 => Answer::Info(f.str()?),
             3 => Answer::Done,
@@ -210,10 +225,12 @@ impl Codec for ServerCodec {
         let answer = item.message.unwrap_or_else(|ServerError { detail, .. }| Answer::Failed(Failure::Busy(detail)));
         let kind = match &answer {
             Answer::Welcome(_) => 0,
+            Answer::Reply(reply) if reply.rows.is_shared() => 5,
             Answer::Reply(_) | Answer::Rows(_) => 1,
             Answer::Info(_) => 2,
             Answer::Done => 3,
             Answer::Failed(_) => 4,
+            Answer::Placed { .. } => return Err(invalid("an answer of the client's side")),
         };
         head.put_u8(kind);
         head.put_u64_le(item.request_id);
@@ -228,7 +245,7 @@ impl Codec for ServerCodec {
                 return Ok(Body::Chunks(Box::new(rows)));
             }
             Answer::Info(text) => put_str(head, &text),
-            Answer::Done => {}
+            Answer::Done | Answer::Placed { .. } => {}
             Answer::Failed(failure) => put_failure(&failure, head),
         }
         Ok(Body::Whole(Bytes::new()))
@@ -244,13 +261,14 @@ impl Codec for ServerCodec {
         context.deadline = Instant::now() + Duration::from_micros(f.u64()?).min(MAX_DEADLINE);
         let message = match kind {
             0 => Call::Hello(Hello::decode(&mut f)?),
-            1 | 6 => {
+            1 | 6 | 7 => {
+                let place = if kind == 7 { Some(f.u64()?) } else { None };
                 let mut parts = Vec::new();
                 for _ in 0..f.count(PART)? {
                     parts.push(Part { table: f.u32()?, count: f.u32()?, width: f.u32()?, wide: f.u8()? != 0, group: f.u32()? });
                 }
                 let pooling = if kind == 6 { Some(get_pooling(&mut f)?) } else { None };
-                Call::Fetch(Request { parts: parts.into(), pooling, ids: body.freeze() })
+                Call::Fetch(Request { parts: parts.into(), pooling, ids: body.freeze() }, place)
             }
             2 => Call::Info,
             3 => Call::Shutdown,
@@ -273,7 +291,13 @@ fn get_pooling(f: &mut Fields) -> io::Result<Pooling> {
     Ok(Pooling { mode, bags: f.u32()?, factor: f.u8()?, width: f.u32()? })
 }
 
+/// Rows that the client has already stay where they are.
 fn put_reply(reply: Reply, head: &mut Vec<u8>) -> Bytes {
+    let mut rows = reply.rows;
+    if rows.is_shared() {
+        head.put_u64_le(rows.len() as u64);
+        rows = Pooled::default();
+    }
     let (first, after) = reply.absent.split_at(reply.absent.len().min(ABSENT_IN_HEAD));
     head.put_u32_le(after.len() as u32);
     head.put_u32_le(first.len() as u32);
@@ -282,11 +306,11 @@ fn put_reply(reply: Reply, head: &mut Vec<u8>) -> Bytes {
         head.put_u32_le(slot);
     }
     if after.is_empty() {
-        return reply.rows.freeze();
+        return rows.freeze();
     }
-    let mut body = Pooled::take(reply.rows.len() + after.len() * 8);
-    let (rows, mut tail) = body.split_at_mut(reply.rows.len());
-    rows.copy_from_slice(&reply.rows);
+    let mut body = Pooled::take(rows.len() + after.len() * 8);
+    let (before, mut tail) = body.split_at_mut(rows.len());
+    before.copy_from_slice(&rows);
     for &(part, slot) in after {
         tail.put_u32_le(part);
         tail.put_u32_le(slot);
