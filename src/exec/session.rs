@@ -91,6 +91,12 @@ impl Session {
         })
     }
 
+    /// Moves tables that are constants of the model into large pages, where the system gives them. A session that is used long does so
+    /// by itself; who knows that it will be spares the first runs the work beside them.
+    pub fn settle(&self) {
+        self.tables.settle();
+    }
+
     /// Names and stated types of the inputs, in order; those with a default are marked.
     pub fn inputs(&self) -> Vec<(&str, Option<&Type>, bool)> {
         let p = &self.plan;

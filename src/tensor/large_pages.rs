@@ -29,6 +29,14 @@ impl Frequented {
         Self { parts, left: if worth { bytes / SHARE } else { 0 }.into() }
     }
 
+    /// Moves the tables now, in this thread, for who knows that they will be read often.
+    pub fn settle(&self) {
+        if self.left.swap(0, Relaxed) > 0 {
+            #[cfg(target_os = "linux")]
+            linux::settle(&self.parts);
+        }
+    }
+
     /// Counts bytes that were read at random. Who reads the last of the share begins to move the tables, in a thread of its own.
     pub fn read(&self, bytes: usize) {
         if self.left.load(Relaxed) == 0 {
@@ -60,7 +68,7 @@ mod linux {
     use std::time::Instant;
 
     /// Large pages that are moved at once: so much more memory is needed meanwhile.
-    const AT_ONCE: usize = 8;
+    const AT_ONCE: usize = 4;
 
     /// Moves the large pages that parts of mapped files lie in, as long as there is plenty of memory.
     pub(super) fn settle(parts: &[Bytes]) {
