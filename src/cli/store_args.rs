@@ -46,7 +46,7 @@ pub(super) struct StoreArgs {
     pub(super) cache: Option<u64>,
     /// Reach pservers of this machine over TCP too; a pserver: take no other connections
     ///
-    /// Without it, and without TLS, workers of this machine go by a Unix socket beside the port.
+    /// Without it, and without TLS, workers of this machine go by a Unix socket beside the port and share memory with the pserver.
     #[arg(long)]
     pub(super) tcp_only: bool,
     /// When shards are compared with the checksums of the manifest: before they are used, or meanwhile, and every lookup is

@@ -67,8 +67,11 @@ mod linux {
     use std::ops::Range;
     use std::time::Instant;
 
-    /// Large pages that are moved at once: so much more memory is needed meanwhile.
-    const AT_ONCE: usize = 4;
+    /// Large pages that are moved at once, of so many: that much more memory is needed meanwhile, and each time leaves one more
+    /// mapping, of which a process has some ten thousands.
+    fn at_once(pages: usize) -> usize {
+        (pages / 256).clamp(4, 64)
+    }
 
     /// Moves the large pages that parts of mapped files lie in, as long as there is plenty of memory.
     pub(super) fn settle(parts: &[Bytes]) {
@@ -107,7 +110,7 @@ mod linux {
 
     /// Pages that follow each other, as places in their region.
     fn runs(pages: Vec<usize>) -> Vec<Range<usize>> {
-        let runs = pages.chunk_by(|a, b| a + 1 == *b).flat_map(|run| run.chunks(AT_ONCE));
+        let runs = pages.chunk_by(|a, b| a + 1 == *b).flat_map(|run| run.chunks(at_once(pages.len())));
         runs.map(|run| run[0] * LARGE..(run[0] + run.len()) * LARGE).collect()
     }
 
@@ -117,7 +120,8 @@ mod linux {
         state.own = true;
         let len = place.len();
         // SAFETY: the new memory is nobody else's until it takes the place of the old. That happens at once for every other
-        // thread, and the content is the same, so nobody can tell.
+        // thread, and the content is the same, so nobody can tell. That there is room for one more mapping is checked by the
+        // system before the old one goes.
         unsafe {
             let new = aligned(len, ProtFlags::READ | ProtFlags::WRITE)?;
             let filled = mm::madvise(new, len, Advice::LinuxHugepage).and_then(|()| {
@@ -125,6 +129,8 @@ mod linux {
                     let (from, to) = (file.start.max(place.start), file.end.min(place.end));
                     if from < to {
                         let (source, target) = (region.base().byte_add(from), new.byte_add(from - place.start));
+                        // What is on the disk comes at once, not page by page. A hint.
+                        let _ = mm::madvise(source, to - from, Advice::WillNeed);
                         std::ptr::copy_nonoverlapping(source.cast::<u8>(), target.cast::<u8>(), to - from);
                     }
                 }

@@ -9,7 +9,7 @@ use rustix::mm::{self, MapFlags, ProtFlags};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::{io, mem, ptr};
+use std::{io, ptr};
 
 /// Bytes of a [`Room`]; what is never used takes no memory.
 const SIZE: usize = 32 << 20;
@@ -148,7 +148,10 @@ impl Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        mem::forget(self.0.take());
+        // The memory itself goes with the connection.
+        if let Some(slot) = &mut self.0 {
+            slot.room = None;
+        }
     }
 }
 
@@ -212,13 +215,12 @@ mod tests {
         for (i, (lent, len)) in lent.iter().zip([10_000, 8192, 100_001]).enumerate() {
             window.place(lent.at(), len).unwrap().fill(i as u8 + 1);
         }
-        let back: Vec<Pooled> = lent.into_iter().map(Lent::back).collect();
+        let mut back: Vec<Pooled> = lent.into_iter().map(Lent::back).collect();
         for (i, (bytes, len)) in back.iter().zip([10_000, 8192, 100_001]).enumerate() {
             assert_eq!(**bytes, vec![i as u8 + 1; len]);
             assert_eq!(bytes.as_ptr() as usize % 64, 0);
         }
         // In whatever order they go, all is free again.
-        let mut back = back;
         [1, 0, 0].into_iter().for_each(|i| drop(back.remove(i)));
         assert_eq!(*room.free.lock().unwrap(), [(0, SIZE)].into());
     }
@@ -236,6 +238,8 @@ mod tests {
         assert!(room.lend(LEAST - 1).is_none() && room.lend(SIZE / 2 + 1).is_none());
         let most: Vec<Lent> = std::iter::from_fn(|| room.lend(SIZE / 4)).collect();
         assert_eq!(most.len(), 3);
+        drop(most);
+        assert_eq!(Arc::strong_count(&room), 1);
     }
 
     #[test]
