@@ -353,7 +353,7 @@ impl Raw {
     /// Shakes hands as a worker.
     fn connect(endpoint: &str, manifest: &Manifest) -> Self {
         let mut raw = Self(TcpStream::connect(endpoint).unwrap());
-        let mut hello = vec![5, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+        let mut hello = vec![6, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
         hello.extend((64u64 << 20).to_le_bytes());
         for text in [&manifest.plan_id, &manifest.fingerprint, ""] {
             hello.extend((text.len() as u32).to_le_bytes());
