@@ -222,7 +222,7 @@ impl Spec<'_> {
         fs::create_dir_all(dir.join("shards"))?;
         for first in (0..n).step_by(OPEN) {
             let mine = &mut pieces[first..(first + OPEN).min(n)];
-            let capacity = (CHUNK / mine.len()).clamp(16 << 10, 2 << 20) / HOLE * HOLE;
+            let capacity = (CHUNK / mine.len()).clamp(16 << 10, 1 << 20) / HOLE * HOLE;
             let create = |piece: &Piece| {
                 let mut out = Out::create(&dir.join(&piece.file), capacity)?;
                 out.write(&self.header(piece)).map(|()| out)
