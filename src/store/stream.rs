@@ -20,10 +20,10 @@ const WHOLE: usize = 2 << 20;
 const LEAST: usize = 1 << 20;
 /// Bytes of an answer over [`WHOLE`] that are in memory at once; a wider row is there by itself.
 const PART: usize = 1 << 20;
-/// Bytes that are gathered at one turn where nothing is sent meanwhile.
-const TURN: usize = 512 << 10;
 /// Eighths of them that this thread gathers where another helps, which has time until those are written.
 const OWN: usize = 3;
+/// Bytes that are gathered at one turn where nothing is sent meanwhile.
+const TURN: usize = 512 << 10;
 /// How long this thread waits awake for the other one.
 const AWAKE: Duration = Duration::from_micros(100);
 
@@ -44,6 +44,13 @@ struct Place {
 }
 
 impl Source {
+    /// # Errors
+    /// A request that cannot be answered.
+    fn new(shards: &Arc<Shards>, request: &Request) -> Result<Self, StoreError> {
+        let (ids, rows) = shards.check(request)?;
+        Ok(Self { shards: shards.clone(), request: request.clone(), ids, rows })
+    }
+
     /// The place at most `len` bytes on, but one row on at least.
     fn after(&self, from: Place, len: usize) -> Place {
         let (mut at, end) = (from, from.done.saturating_add(len));
@@ -99,8 +106,7 @@ impl Source {
 /// # Errors
 /// A request that cannot be answered.
 pub(super) async fn fill(shards: &Arc<Shards>, request: &Request, mut out: Pooled) -> Result<Pooled, StoreError> {
-    let (ids, rows) = shards.check(request)?;
-    let source = Source { shards: shards.clone(), request: request.clone(), ids, rows };
+    let source = Source::new(shards, request)?;
     let mut at = Place::default();
     while at.done < out.len() {
         let to = source.after(at, TURN);
@@ -151,8 +157,7 @@ impl RowStream {
         if len <= least || request.parts.iter().any(|p| shards.keyed(p)) {
             return Ok(None);
         }
-        let (ids, rows) = shards.check(request)?;
-        let source = Source { shards: shards.clone(), request: request.clone(), ids, rows };
+        let source = Source::new(shards, request)?;
         Ok(Some(Self { source: source.into(), at: Place::default(), ahead: None, shared: means.shared }))
     }
 

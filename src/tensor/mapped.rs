@@ -52,9 +52,7 @@ unsafe impl Sync for Region {}
 impl Region {
     fn reserve(len: usize) -> io::Result<Self> {
         let len = len.checked_next_multiple_of(LARGE).filter(|len| len.checked_add(LARGE).is_some()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: nothing is given or read: these are addresses that are free.
-        let base = unsafe { aligned(len, ProtFlags::empty())? };
-        Ok(Self { base, len, state: Mutex::default() })
+        Ok(Self { base: aligned(len, ProtFlags::empty())?, len, state: Mutex::default() })
     }
 
     pub(super) fn base(&self) -> *mut c_void {
@@ -81,12 +79,12 @@ impl Drop for Region {
 
 /// Memory of this process that begins at a multiple of [`LARGE`], as `len` does.
 ///
-/// # Safety
-/// None is asked for; it is that of `mmap`, which takes addresses that nobody has.
-pub(super) unsafe fn aligned(len: usize, access: ProtFlags) -> io::Result<*mut c_void> {
+/// # Errors
+/// Those of the system.
+pub(super) fn aligned(len: usize, access: ProtFlags) -> io::Result<*mut c_void> {
     let all = len + LARGE;
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-    // SAFETY: new addresses, of which the ends that are not needed are given back.
+    // SAFETY: addresses that nobody had, of which the ends that are not needed are given back.
     unsafe {
         let start = mm::mmap_anonymous(ptr::null_mut(), all, access, flags)?;
         let before = (start as usize).next_multiple_of(LARGE) - start as usize;
