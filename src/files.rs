@@ -4,6 +4,10 @@
 //! What is being written is named `.TARGET.tmp-PID-N` and locked as long as its process lives: what is there without a lock
 //! was left behind by a run that was killed, and goes at the next one.
 
+mod writer;
+
+pub use writer::{FileWriter, STEP, Written};
+
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -75,7 +75,7 @@ fn imports_point_down() {
         ("ops/", &["tensor", "ir"]),
         ("formats/", &["tensor", "ir", "files"]),
         ("passes/", &["tensor", "ir", "ops"]),
-        ("store/", &["tensor", "plan", "wire"]),
+        ("store/", &["tensor", "plan", "wire", "files"]),
         ("comm/", &["tensor", "wire"]),
         ("exec/", &["tensor", "ir", "ops", "store", "comm"]),
         ("data/", &["tensor", "formats", "files"]),

@@ -279,7 +279,7 @@ fn write(path: &Path, cluster: &Cluster) -> anyhow::Result<()> {
     let secret = [&cluster.token, &cluster.tls].into_iter().any(|s| matches!(s, Some(Secret::Content(_))));
     data::write_file(path, |f| {
         if secret {
-            f.get_ref().set_permissions(PermissionsExt::from_mode(0o600)).map_err(data::DataError::io(path))?;
+            f.file().set_permissions(PermissionsExt::from_mode(0o600)).map_err(data::DataError::io(path))?;
         }
         f.write_all(text.as_bytes()).map_err(data::DataError::io(path))
     })?;

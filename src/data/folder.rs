@@ -6,12 +6,12 @@ use super::collect::{Collected, put_all};
 use super::error::DataError;
 use super::npy::read_npy;
 use super::{InputSpec, Samples, Sink, Source};
-use crate::files::Staged;
+use crate::files::{FileWriter, Staged};
 use crate::formats::onnx::value::{decode_value, encode_value, tensor_prefix};
 use crate::tensor::{DType, Tensor, Value, map_file, pack_bits};
 use bytes::Bytes;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -207,7 +207,7 @@ impl Sink for FolderSink {
         let staged = Staged::dir(&self.path).map_err(io)?;
         let count = self.values.as_ref().map_or(self.collected.len(), Vec::len);
         for k in 0..count {
-            let mut out = BufWriter::new(File::create(staged.path().join(format!("output_{k}.pb"))).map_err(io)?);
+            let mut out = FileWriter::create(&staged.path().join(format!("output_{k}.pb"))).map_err(io)?;
             match &self.values {
                 Some(values) => out.write_all(&values[k]).map_err(io)?,
                 None => write_tensor(&self.collected[k], &mut out).map_err(|e| match e {
@@ -215,7 +215,7 @@ impl Sink for FolderSink {
                     Err(e) => io(e),
                 })?,
             }
-            out.flush().and_then(|()| out.get_ref().sync_all()).map_err(io)?;
+            out.sync().map_err(io)?;
         }
         staged.put_in_place().map_err(io)
     }

@@ -22,11 +22,10 @@ pub use error::DataError;
 pub use glob::expand;
 pub use many::open_all;
 
-use crate::files::Staged;
+use crate::files::{FileWriter, Staged};
 use crate::formats::onnx::value::ValueKind;
 use crate::tensor::{DType, Tensor, Value};
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -34,9 +33,9 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// Those of the system and of `fill`; nothing is left then.
-pub fn write_file<T>(target: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<T, DataError>) -> Result<T, DataError> {
+pub fn write_file<T>(target: &Path, fill: impl FnOnce(&mut FileWriter) -> Result<T, DataError>) -> Result<T, DataError> {
     let (staged, file) = Staged::file(target).map_err(DataError::io(target))?;
-    let mut out = BufWriter::with_capacity(1 << 18, file);
+    let mut out = FileWriter::new(file);
     let result = fill(&mut out)?;
     out.flush().map_err(DataError::io(target))?;
     staged.put_in_place().map_err(DataError::io(target))?;

@@ -5,12 +5,13 @@ use super::bound::{Columns, rows};
 use super::error::DataError;
 use super::npy::{self, read_npy};
 use super::write_file;
+use crate::files::FileWriter;
 use crate::tensor::{DType, Tensor, map_file};
 use bytes::Bytes;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -162,7 +163,7 @@ pub(super) fn write_archive(path: &Path, fill: impl FnOnce(&mut ZipWriter<Latche
 /// Keeps the first error and takes everything from then on, as a file in memory would: an archive whose writer fails is
 /// finished when it is dropped, and says on stderr that this fails too.
 pub(super) struct Latched<'a> {
-    out: &'a mut BufWriter<File>,
+    out: &'a mut FileWriter,
     error: &'a RefCell<Option<io::Error>>,
     at: u64,
     end: u64,
@@ -170,7 +171,7 @@ pub(super) struct Latched<'a> {
 
 impl Latched<'_> {
     /// What `call` gives, or `otherwise` from the first error on.
-    fn latch<T>(&mut self, otherwise: T, call: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>) -> T {
+    fn latch<T>(&mut self, otherwise: T, call: impl FnOnce(&mut FileWriter) -> io::Result<T>) -> T {
         let mut error = self.error.borrow_mut();
         if error.is_some() {
             return otherwise;

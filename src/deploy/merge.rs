@@ -1,23 +1,24 @@
 //! The original model again: the graph as it came, its tables put together from the shards.
 
 use super::{DeployError, ORIGINAL, dir_error};
-use crate::files::Staged;
+use crate::files::{FileWriter, Staged};
 use crate::formats::{
     self,
     onnx::{
-        save,
-        write::{EXTERNAL_ABOVE, External},
+        save_with,
+        write::{EXTERNAL_ABOVE, Elements, External},
     },
 };
-use crate::plan::Manifest;
+use crate::plan::{Manifest, TableEntry};
 use crate::store::{TableRows, checksum, read_manifest};
 use crate::tensor::{Tensor, map_file};
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use bytes::Bytes;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 
-/// Writes the original model of the deployment in `dir` to `output`. Tables are put together in files beside it that are
-/// gone when it is done, so memory stays bounded.
+/// Writes the original model of the deployment in `dir` to `output`. Tables go from the shards into its data file; those that
+/// stay inside it are put together in a file beside it that is gone when it is done, so memory stays bounded.
 ///
 /// # Errors
 /// A deployment that is damaged, or with tables that are stored narrower than they were; an output that cannot be written.
@@ -44,27 +45,23 @@ fn write_original(dir: &Path, output: &Path, narrowed: bool) -> Result<(), Deplo
     verify(dir, &manifest)?;
     let mut model = formats::load(&dir.join(ORIGINAL))?;
     let scratch = Staged::dir(output).map_err(|e| dir_error(output, e))?;
+    let tables = Tables { dir, manifest: &manifest, scratch: scratch.path() };
     let mut fault = None;
-    model.map_constants(&mut |name, c| {
-        let Some(table) = c.tensor.absent_place().and_then(|p| p.strip_prefix("table ")).map(str::to_owned) else { return };
-        match assemble(dir, &manifest, &table, scratch.path()) {
-            Ok(t) if t.dtype() == c.tensor.dtype() && t.len() == c.tensor.len() => match t.reshape(c.tensor.shape().clone()) {
-                Ok(t) => c.tensor = t,
-                Err(e) => drop(fault.get_or_insert_with(|| dir_error(dir, format!("\"{name}\": {e}")))),
-            },
-            Ok(t) => {
-                let detail =
-                    format!("\"{name}\": expected {}{}, the shards have {}{}", c.tensor.dtype(), c.tensor.shape(), t.dtype(), t.shape());
-                fault.get_or_insert_with(|| dir_error(dir, detail));
-            }
-            Err(e) => drop(fault.get_or_insert(e)),
+    model.map_constants(&mut |_, constant| {
+        if let Err(detail) = tables.fits(&constant.tensor) {
+            fault.get_or_insert(dir_error(dir, detail));
         }
     });
     if let Some(e) = fault {
         return Err(e);
     }
-    save(&model, output, External::Keep(EXTERNAL_ABOVE))?;
+    save_with(&model, output, External::Keep(EXTERNAL_ABOVE), &tables)?;
     Ok(())
+}
+
+/// The table that a place of absent elements names.
+fn name_of(place: &str) -> Option<&str> {
+    place.strip_prefix("table ")
 }
 
 /// That what is put together is what was written.
@@ -81,18 +78,52 @@ fn verify(dir: &Path, manifest: &Manifest) -> Result<(), DeployError> {
     Ok(())
 }
 
-/// A table from its pieces, as a view on a mapped file.
-fn assemble(dir: &Path, manifest: &Manifest, table: &str, scratch: &Path) -> Result<Tensor, DeployError> {
-    let Some((index, entry)) = manifest.table(table) else { return Err(dir_error(dir, format!("the manifest has no table \"{table}\""))) };
-    if entry.keyed {
-        return Err(dir_error(dir, format!("table \"{table}\" is addressed by key; no model file can hold it")));
+/// The tables of a deployment as elements of its original model.
+struct Tables<'a> {
+    dir: &'a Path,
+    manifest: &'a Manifest,
+    /// For those that stay inside the model: they are put together in a file there, so that memory stays bounded.
+    scratch: &'a Path,
+}
+
+impl Tables<'_> {
+    fn entry(&self, table: &str) -> Option<&TableEntry> {
+        self.manifest.table(table).map(|(_, entry)| entry)
     }
-    let path = scratch.join(format!("{index}.table"));
-    let io = |e: std::io::Error| dir_error(&path, e);
-    let rows = TableRows::open(dir, entry)?;
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(&path).map_err(io)?);
-    rows.visit_wide(&mut |_, row| out.write_all(row)).and_then(|()| out.flush()).map_err(io)?;
-    let file = File::open(&path).map_err(io)?;
-    let bytes = map_file(&file).map_err(io)?;
-    Tensor::from_bytes(entry.dtype, entry.shape(), bytes).map_err(|e| dir_error(dir, format!("table \"{table}\": {e}")))
+
+    /// That the table which an absent tensor stands for can take its place.
+    fn fits(&self, tensor: &Tensor) -> Result<(), String> {
+        let Some(table) = tensor.absent_place().and_then(name_of) else { return Ok(()) };
+        let entry = self.entry(table).ok_or_else(|| format!("the manifest has no table \"{table}\""))?;
+        if entry.keyed {
+            return Err(format!("table \"{table}\" is addressed by key; no model file can hold it"));
+        }
+        let (dtype, shape, found) = (tensor.dtype(), tensor.shape(), entry.shape());
+        if dtype != entry.dtype || dtype.byte_len(shape) != dtype.byte_len(&found) {
+            return Err(format!("table \"{table}\": expected {dtype}{shape}, the shards have {}{found}", entry.dtype));
+        }
+        Ok(())
+    }
+}
+
+impl Elements for Tables<'_> {
+    fn has(&self, place: &str) -> bool {
+        name_of(place).is_some_and(|table| self.entry(table).is_some())
+    }
+
+    fn bytes(&self, place: &str) -> io::Result<Bytes> {
+        let path = self.scratch.join("table");
+        let mut out = FileWriter::create(&path)?;
+        self.write(place, &mut out)?;
+        out.flush()?;
+        let bytes = map_file(&File::open(&path)?)?;
+        fs::remove_file(&path)?;
+        Ok(bytes)
+    }
+
+    fn write(&self, place: &str, out: &mut dyn Write) -> io::Result<()> {
+        let entry = name_of(place).and_then(|table| self.entry(table)).ok_or(io::ErrorKind::NotFound)?;
+        let rows = TableRows::open(self.dir, entry).map_err(io::Error::other)?;
+        rows.visit_wide(&mut |_, row| out.write_all(row))
+    }
 }

@@ -3,6 +3,7 @@
 use super::StoreError;
 use super::piece::native;
 use super::rows::{CHUNK, Content, KeyedSlices, RowSource, TableRows, TensorRows, narrowed};
+use crate::files::{STEP, Written};
 use crate::plan::{Absent, Piece, Sharding, StoreDtype, Stored, TableEntry, TableLayout, TableSize};
 use crate::tensor::{DType, Tensor};
 use std::fs::{self, File};
@@ -38,14 +39,20 @@ struct Out {
     /// A multiple of [`HOLE`], so that zeros are not cut up.
     capacity: usize,
     at: u64,
-    /// Bytes that are on their way to the disk.
-    started: u64,
+    written: Written,
     hash: XxHash3_128,
 }
 
 impl Out {
     fn create(path: &Path, capacity: usize) -> io::Result<Self> {
-        Ok(Self { file: File::create(path)?, buffer: Vec::with_capacity(capacity), capacity, at: 0, started: 0, hash: XxHash3_128::new() })
+        Ok(Self {
+            file: File::create(path)?,
+            buffer: Vec::with_capacity(capacity),
+            capacity,
+            at: 0,
+            written: Written::default(),
+            hash: XxHash3_128::new(),
+        })
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -81,10 +88,7 @@ impl Out {
         }
         self.file.write_all_at(&bytes[from..], self.at + from as u64)?;
         self.at += bytes.len() as u64;
-        if self.at - self.started >= CHUNK as u64 {
-            start_writing(&self.file, self.started, self.at - self.started);
-            self.started = self.at;
-        }
+        self.written.up_to(&self.file, self.at);
         Ok(())
     }
 
@@ -95,15 +99,6 @@ impl Out {
         self.file.sync_data()?;
         Ok((self.at, format!("{:032x}", self.hash.finish_128())))
     }
-}
-
-/// Lets the system begin to bring a part of a file to the disk, so that the end of the work does not wait for all of it, and
-/// keep less of it in memory. A hint: errors do not matter.
-fn start_writing(file: &File, from: u64, len: u64) {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::fs::fadvise(file, from, std::num::NonZeroU64::new(len), rustix::fs::Advice::DontNeed);
-    #[cfg(not(target_os = "linux"))]
-    let _ = (file, from, len);
 }
 
 /// What is known of a table before it is written.
@@ -222,7 +217,7 @@ impl Spec<'_> {
         fs::create_dir_all(dir.join("shards"))?;
         for first in (0..n).step_by(OPEN) {
             let mine = &mut pieces[first..(first + OPEN).min(n)];
-            let capacity = (CHUNK / mine.len()).clamp(16 << 10, 1 << 20) / HOLE * HOLE;
+            let capacity = (CHUNK / mine.len()).clamp(16 << 10, STEP) / HOLE * HOLE;
             let create = |piece: &Piece| {
                 let mut out = Out::create(&dir.join(&piece.file), capacity)?;
                 out.write(&self.header(piece)).map(|()| out)

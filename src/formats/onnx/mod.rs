@@ -1,6 +1,7 @@
 //! ONNX files: models, and the tensors and values of test data.
 
 pub mod external;
+mod place;
 pub mod proto;
 pub mod read;
 mod save;
@@ -10,4 +11,4 @@ pub mod unknown;
 pub mod value;
 pub mod write;
 
-pub use save::{Beside, save};
+pub use save::{Beside, save, save_with};

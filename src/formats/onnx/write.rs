@@ -1,29 +1,27 @@
 //! From the IR to ONNX messages, and to files. What a residue kept is put back where it was.
 
-use super::external::ExternalPlace;
+pub use super::place::{Elements, External};
+use super::place::{Inside, Nowhere, Outside, Place, length, raw_data};
 use super::proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto,
     TensorProto, TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto, type_proto,
 };
 use super::read::{ENCODING_KEY, PLACE_KEY, attr_type, type_of};
 use super::tensor::{self, Encoding};
+use crate::files::FileWriter;
 use crate::ir::{
     self, Attr, Attrs, Constant, Dim, Function, Graph, Kind, Model, NodeId, Output, Residue, SparseConstant, Type, normal_domain,
 };
-use crate::tensor::release;
-use bytes::Bytes;
+use crate::tensor::Tensor;
 use prost::Message;
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
 /// Bytes of a model above which constants go to a file of their own: protobuf ends at 2 GiB.
 pub const EXTERNAL_ABOVE: u64 = 1 << 30;
 /// Constants below this many bytes always stay inside the model.
 const SMALL: usize = 1024;
-/// External data lies on page boundaries.
-const PAGE: u64 = 4096;
 
 /// Why a model could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -39,67 +37,6 @@ pub enum WriteError {
         /// What the system says.
         error: io::Error,
     },
-}
-
-/// Puts constants of a model into its external file; says where.
-trait Place {
-    fn place(&mut self, constant: &Constant) -> Option<ExternalPlace>;
-}
-
-/// Everything stays inside.
-struct Inside;
-
-impl Place for Inside {
-    fn place(&mut self, _: &Constant) -> Option<ExternalPlace> {
-        None
-    }
-}
-
-/// Which constants go to a file of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum External {
-    /// Those that were in one, and all large ones of a model that has more than this many bytes inside.
-    Keep(u64),
-    /// All large ones of a model that has more than this many bytes in all, else none.
-    Above(u64),
-    /// Each of at least this many bytes.
-    Each(u64),
-}
-
-/// One external file beside the model.
-struct Outside {
-    location: String,
-    keep: bool,
-    /// Whether constants that were inside go out too, and from how many bytes on.
-    least: Option<usize>,
-    end: u64,
-    parts: Vec<(u64, Bytes)>,
-}
-
-impl Place for Outside {
-    fn place(&mut self, constant: &Constant) -> Option<ExternalPlace> {
-        let external = self.keep && matches!(constant.encoding, ir::Encoding::External(_));
-        let bytes = constant.tensor.shared_bytes()?;
-        if !(external || self.least.is_some_and(|least| bytes.len() >= least)) {
-            return None;
-        }
-        // Where the file keeps its name and its order, a part keeps its place.
-        if let ir::Encoding::External(entries) = &constant.encoding
-            && let Ok(place) = ExternalPlace::parse(entries.clone())
-            && place.location == self.location
-            && place.offset >= self.end
-            && place.offset - self.end <= PAGE * 16
-        {
-            self.end = place.offset + bytes.len() as u64;
-            self.parts.push((place.offset, bytes));
-            return Some(place);
-        }
-        let offset = self.end.next_multiple_of(if bytes.len() >= PAGE as usize { PAGE } else { 64 });
-        self.end = offset + bytes.len() as u64;
-        let place = ExternalPlace::new(self.location.clone(), offset, bytes.len() as u64);
-        self.parts.push((offset, bytes));
-        Some(place)
-    }
 }
 
 /// The model as bytes, with every constant inside.
@@ -121,13 +58,21 @@ pub fn to_bytes(model: &Model) -> Result<Vec<u8>, WriteError> {
 /// # Errors
 /// As [`to_bytes`], and those of the system.
 pub fn to_file(model: &Model, path: &Path, data_name: &str, external: External) -> Result<u64, WriteError> {
+    to_file_with(model, path, data_name, external, &Nowhere)
+}
+
+/// As [`to_file`], with elements that the model does not hold.
+///
+/// # Errors
+/// As [`to_file`], and those of `elements`, also if they are more or fewer than the constant's.
+pub fn to_file_with(model: &Model, path: &Path, data_name: &str, external: External, elements: &dyn Elements) -> Result<u64, WriteError> {
     let (keep, above) = match external {
         External::Keep(above) => (true, above),
         External::Above(above) => (false, above),
         External::Each(_) => (false, u64::MAX),
     };
     let stays = |c: &Constant| {
-        if keep && matches!(c.encoding, ir::Encoding::External(_)) { 0 } else { c.tensor.bytes().map_or(0, |b| b.len() as u64) }
+        if keep && matches!(c.encoding, ir::Encoding::External(_)) { 0 } else { length(&c.tensor, elements) as u64 }
     };
     let graphs = model.graphs();
     let inside: u64 = graphs.iter().flat_map(|g| g.params().iter().filter_map(|&p| g.node(p).constant())).map(stays).sum();
@@ -135,27 +80,21 @@ pub fn to_file(model: &Model, path: &Path, data_name: &str, external: External) 
         External::Each(least) => Some(usize::try_from(least).unwrap_or(usize::MAX)),
         _ => (inside > above).then_some(SMALL),
     };
-    let mut outside = Outside { location: data_name.to_owned(), keep, least, end: 0, parts: Vec::new() };
+    let mut outside = Outside::new(data_name, keep, least, elements);
     let proto = message(model, &mut outside)?;
     let io = |path: &Path| {
         let path = path.display().to_string();
         move |error| WriteError::Io { path: path.clone(), error }
     };
-    let mut file = BufWriter::new(File::create(path).map_err(io(path))?);
-    stream(&proto, &mut file).and_then(|()| file.flush()).and_then(|()| file.get_ref().sync_all()).map_err(io(path))?;
-    if outside.parts.is_empty() {
+    let mut file = FileWriter::create(path).map_err(io(path))?;
+    stream(&proto, &mut file).and_then(|()| file.sync()).map_err(io(path))?;
+    if outside.is_empty() {
         return Ok(0);
     }
     let data = path.with_file_name(data_name);
-    let mut file = BufWriter::new(File::create(&data).map_err(io(&data))?);
-    let mut at = 0u64;
-    for (offset, bytes) in &outside.parts {
-        let gap = vec![0u8; offset.saturating_sub(at) as usize];
-        file.write_all(&gap).and_then(|()| elements(&mut file, bytes)).map_err(io(&data))?;
-        at = offset + bytes.len() as u64;
-    }
-    file.flush().and_then(|()| file.get_ref().sync_all()).map_err(io(&data))?;
-    Ok(at)
+    let mut file = FileWriter::create(&data).map_err(io(&data))?;
+    outside.write(&mut file).and_then(|()| file.sync()).map_err(io(&data))?;
+    Ok(outside.end())
 }
 
 /// The message without copies of constants: their bytes are views.
@@ -242,7 +181,7 @@ fn stream_graph(g: &GraphProto, out: &mut impl Write) -> io::Result<()> {
         };
         out.write_all(&head.encode_to_vec())?;
         key(out, 9, raw.len())?;
-        elements(out, raw)?;
+        raw_data(out, raw)?;
         out.write_all(&tail.encode_to_vec())?;
     }
     let tail = GraphProto {
@@ -256,15 +195,6 @@ fn stream_graph(g: &GraphProto, out: &mut impl Write) -> io::Result<()> {
         ..GraphProto::default()
     };
     out.write_all(&tail.encode_to_vec())
-}
-
-/// Writes elements; the pages of mapped ones are given back behind, so that memory stays bounded.
-fn elements(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    bytes.chunks(8 << 20).try_for_each(|chunk| {
-        out.write_all(chunk)?;
-        release(chunk);
-        Ok(())
-    })
 }
 
 /// The key and length of a length-delimited field.
@@ -446,7 +376,15 @@ fn constant(c: &Constant, name: Option<&str>, place: &mut dyn Place) -> Result<T
     if let Some(name) = name {
         p.name = text(name, p.name);
     }
-    if let Some(where_) = c.tensor.absent_place() {
+    let at = place.place(c);
+    let held = match c.tensor.absent_place() {
+        Some(where_) if at.is_none() => place.bytes(where_).map_err(|error| WriteError::Io { path: where_.to_owned(), error })?,
+        _ => None,
+    };
+    let held = held.map(|bytes| Tensor::from_bytes(c.tensor.dtype(), c.tensor.shape().clone(), bytes)).transpose();
+    let held = held.map_err(|e| WriteError::Model(format!("tensor {:?}: {e}", p.name())))?;
+    let tensor = held.as_ref().unwrap_or(&c.tensor);
+    if let (None, Some(where_)) = (&at, tensor.absent_place()) {
         p.dims = c.tensor.shape().to_i64s();
         p.data_type = Some(c.tensor.dtype().to_onnx());
         let mut entry =
@@ -459,7 +397,7 @@ fn constant(c: &Constant, name: Option<&str>, place: &mut dyn Place) -> Result<T
         }
         return Ok(p);
     }
-    let encoding = match (place.place(c), &c.encoding) {
+    let encoding = match (at, &c.encoding) {
         (Some(at), _) => Encoding::External(at),
         (None, ir::Encoding::Typed) => Encoding::Typed,
         _ => Encoding::Raw,
@@ -467,7 +405,7 @@ fn constant(c: &Constant, name: Option<&str>, place: &mut dyn Place) -> Result<T
     if !matches!(encoding, Encoding::External(_)) && matches!(c.encoding, ir::Encoding::External(_)) {
         p.data_location = None;
     }
-    tensor::encode(&mut p, &c.tensor, &encoding).map_err(|e| WriteError::Model(e.to_string()))?;
+    tensor::encode(&mut p, tensor, &encoding).map_err(|e| WriteError::Model(e.to_string()))?;
     Ok(p)
 }
 
