@@ -1,6 +1,7 @@
 //! A model file and its data file, written so that a kill at any moment leaves the old pair or the new one.
 
-use super::write::{Elements, External, WriteError, to_file, to_file_with};
+use super::place::Nowhere;
+use super::write::{Elements, External, WriteError, to_file_with};
 use crate::files::{Staged, replaceable, sync_parent};
 use crate::ir::Model;
 use memchr::memmem;
@@ -27,9 +28,9 @@ pub struct Beside {
 /// the model that is there uses the first). Says what it wrote beside the model.
 ///
 /// # Errors
-/// As [`to_file`]; what was there before is left then.
+/// As [`to_file_with`]; what was there before is left then.
 pub fn save(model: &Model, path: &Path, external: External) -> Result<Option<Beside>, WriteError> {
-    put(path, |written, data| to_file(model, written, data, external))
+    save_with(model, path, external, &Nowhere)
 }
 
 /// As [`save`], with elements that the model does not hold.
@@ -37,12 +38,6 @@ pub fn save(model: &Model, path: &Path, external: External) -> Result<Option<Bes
 /// # Errors
 /// As [`to_file_with`]; what was there before is left then.
 pub fn save_with(model: &Model, path: &Path, external: External, elements: &dyn Elements) -> Result<Option<Beside>, WriteError> {
-    put(path, |written, data| to_file_with(model, written, data, external, elements))
-}
-
-/// Lets `write` put a model at a path and its data in a file of that name beside it, returning the length of that, and puts
-/// both in the place of `path`.
-fn put(path: &Path, write: impl FnOnce(&Path, &str) -> Result<u64, WriteError>) -> Result<Option<Beside>, WriteError> {
     let io = |error: io::Error| WriteError::Io { path: path.display().to_string(), error };
     let path = &replaceable(path).map_err(io)?;
     let staged = Staged::dir(path).map_err(io)?;
@@ -51,7 +46,7 @@ fn put(path: &Path, write: impl FnOnce(&Path, &str) -> Result<u64, WriteError>) 
     let used = used(path, &names).map_err(io)?;
     let data = &names[usize::from(used[0])];
     let written = staged.path().join(&name);
-    let bytes = write(&written, data)?;
+    let bytes = to_file_with(model, &written, data, external, elements)?;
     if bytes > 0 {
         fs::rename(staged.path().join(data), path.with_file_name(data)).map_err(io)?;
         sync_parent(path);
