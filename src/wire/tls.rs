@@ -111,14 +111,14 @@ impl Stream {
     pub(crate) async fn beside(endpoint: &str) -> Option<(Self, Option<Arc<Room>>)> {
         let (stream, room) = Socket::beside(endpoint).await?;
         stream.prepare().ok()?;
-        Some((Self::Plain(Prompt::new(stream)), room))
+        Some((Self::Plain(Prompt::dialed(stream)), room))
     }
 
     /// Connects to `endpoint` (`host:port`); its name is resolved anew at each call.
     pub(crate) async fn dial(endpoint: &str, tls: Option<&Tls>) -> Result<Self, Unreached> {
         let stream = Socket::dial(endpoint).await?;
         stream.prepare()?;
-        let stream = Prompt::new(stream);
+        let stream = Prompt::dialed(stream);
         let Some(tls) = tls else { return Ok(Self::Plain(stream)) };
         let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -139,7 +139,7 @@ impl Stream {
     /// A peer that is not trusted, or does not speak TLS where we do; it is told so.
     pub(crate) async fn accept(stream: Socket, tls: Option<&Tls>) -> io::Result<Self> {
         stream.prepare()?;
-        let stream = Prompt::new(stream);
+        let stream = Prompt::accepted(stream);
         let Some(tls) = tls else { return Ok(Self::Plain(stream)) };
         match tls.acceptor.accept(stream).into_fallible().await {
             Ok(stream) => Ok(Self::Tls(Box::new(stream.into()))),
