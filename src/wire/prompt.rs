@@ -71,7 +71,7 @@ impl Patience {
             None if !self.asked => return false,
             None => {
                 // A round has more to it than waiting.
-                let better = self.typical[1] * 5 / 4 < self.typical[0];
+                let better = self.typical[1] * 9 / 8 < self.typical[0];
                 let (of, first) = TRY[usize::from(better)];
                 self.asleep = better == (self.rounds % of < first);
                 self.wait = Some((now(), !self.asleep));
