@@ -96,7 +96,8 @@ async fn long_bags_send_fewer_bytes_and_bags_of_one_id_ask_for_rows() {
     let columns = waves("c", DType::F32, &[10_000, 64], Sharding::Column, 2);
     let manifest = Arc::new(deploy(dir.path(), &[table.clone(), columns], 3));
     let running = Server::start_all(dir.path(), 3, ServeOptions::default());
-    let store = store::connect(manifest, &endpoints(&running), options()).await.unwrap();
+    // Over TCP each id is sent once.
+    let store = store::connect(manifest, &endpoints(&running), ConnectOptions { local: false, ..options() }).await.unwrap();
     let ids: Vec<u64> = (0..2600).map(|i| i * 3 % 10_000).collect();
     let every = |n: usize| (0..=2600).step_by(n).collect::<Vec<_>>();
     let of = |table, bounds: Vec<usize>| BagQuery { table, ids: ids.clone(), bounds, weights: None, mode: PoolMode::Sum };
@@ -315,7 +316,8 @@ fn padding_and_wrong_ids_are_what_they_are_in_a_lookup() {
     let table = waves("T", DType::F32, &[97, 12], Sharding::Table, 1);
     let manifest = Arc::new(deploy(dir.path(), std::slice::from_ref(&table), 1));
     let running = Server::start_all(dir.path(), 1, ServeOptions::default());
-    let store = runtime.block_on(store::connect(manifest, &endpoints(&running), options())).unwrap();
+    let over_tcp = ConnectOptions { local: false, ..options() };
+    let store = runtime.block_on(store::connect(manifest, &endpoints(&running), over_tcp)).unwrap();
     let text = bags_text(DType::F32, (97, 12), "Max", false, false);
     let ids = |list: Vec<i64>| [("ids", Tensor::vector(list)), ("offsets", Tensor::vector(vec![0i64, 3]))];
     let said = |text: &str, inputs: &[(&str, Tensor)]| run(text, Some(store.clone()), &runtime, inputs).unwrap_err();

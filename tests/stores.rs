@@ -275,7 +275,7 @@ fn plain(rows: usize, columns: usize, pieces: usize) -> (tempfile::TempDir, Arc<
 async fn duplicates_are_sent_once_and_expanded() {
     let (dir, manifest, table) = plain(4, 2, 2);
     let running = Server::start_all(dir.path(), 2, ServeOptions::default());
-    let store = store::connect(manifest, &endpoints(&running), options()).await.unwrap();
+    let store = store::connect(manifest, &endpoints(&running), ConnectOptions { local: false, ..options() }).await.unwrap();
     let rows = store.lookup(vec![query(0, &[3, 1, 3, 3])]).await.unwrap();
     assert_eq!(rows, [expected(&table.values, &[3, 1, 3, 3])]);
     let stats = store.stats();

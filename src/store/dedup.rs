@@ -16,7 +16,7 @@ pub enum Dedup {
 
 /// Lookups of a table from one measurement to the next.
 const MEASURE_EVERY: u32 = 32;
-/// Up to this many ids the fixed cost of a call decides, not the ids.
+/// Up to this many ids nothing is measured: the fixed cost of a call decides, not the ids.
 const FEW: usize = 64;
 /// Ids that a measurement looks at, about.
 const SAMPLE: usize = 1024;
@@ -30,16 +30,16 @@ pub(super) struct Habit {
 }
 
 impl Habit {
-    /// Whether to de-duplicate these ids of a table with rows of `width` bytes.
-    pub(super) fn wanted(&self, mode: Dedup, ids: &[u64], width: usize, seen: &mut Seen) -> bool {
+    /// Whether to de-duplicate these ids of a table.
+    pub(super) fn wanted(&self, mode: Dedup, ids: &[u64], way: Way, seen: &mut Seen) -> bool {
         match mode {
             Dedup::Always => true,
             Dedup::Never => false,
-            Dedup::Auto if ids.len() <= FEW => true,
+            Dedup::Auto if ids.len() <= FEW => way.pays(1.0),
             Dedup::Auto => {
                 if self.left.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_err() {
                     self.left.store(MEASURE_EVERY - 1, Relaxed);
-                    self.pays.store(pays(seen.repeated(ids), width), Relaxed);
+                    self.pays.store(way.pays(seen.repeated(ids)), Relaxed);
                 }
                 self.pays.load(Relaxed)
             }
@@ -47,24 +47,36 @@ impl Habit {
     }
 }
 
-/// How many ids a lookup of these would send, about: all, or the distinct ones. Nothing but the ids decides.
-pub(super) fn sent(mode: Dedup, ids: &[u64], width: usize, seen: &mut Seen) -> usize {
+/// How many ids a lookup of these would send, about: all, or the distinct ones. Nothing but the ids and their way decides.
+pub(super) fn sent(mode: Dedup, ids: &[u64], way: Way, seen: &mut Seen) -> usize {
     if mode == Dedup::Never {
         return ids.len();
     }
     let repeated = seen.repeated(ids);
-    match mode {
-        Dedup::Auto if ids.len() > FEW && !pays(repeated, width) => ids.len(),
-        _ => (ids.len() as f64 * (1.0 - repeated)).round() as usize,
-    }
+    let pays = mode == Dedup::Always || way.pays(if ids.len() <= FEW { 1.0 } else { repeated });
+    if pays { (ids.len() as f64 * (1.0 - repeated)).round() as usize } else { ids.len() }
 }
 
-/// Whether it pays where this share of the ids is repeated. In nanoseconds an id: finding it takes 8.5, and putting its row
-/// where it belongs what a copy takes; a row that is not sent saves the copy at the server and its way over loopback.
-/// A slower network only makes a row dearer.
-fn pays(repeated: f64, width: usize) -> bool {
-    let width = width as f64;
-    repeated * (10.0 + 0.5 * width) > 10.0 + 0.1 * width
+/// How the rows of a table come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    /// Bytes of a row.
+    pub(super) width: usize,
+    /// Whether they come by memory that who asks has too.
+    pub(super) near: bool,
+    /// Whether each is searched for by its key.
+    pub(super) keyed: bool,
+}
+
+impl Way {
+    /// Whether de-duplication pays where this share of the ids is repeated. In nanoseconds an id: finding it takes 9 or so, and
+    /// putting its row where it belongs what a copy takes; a row that is not sent saves its search, the copy at the server and its
+    /// way over loopback, of which shared memory leaves nothing. A slower network only makes a row dearer.
+    fn pays(self, repeated: f64) -> bool {
+        let width = self.width as f64;
+        let (saved, cost) = if self.near { (2.0 + 0.05 * width, 9.0 + 0.03 * width) } else { (10.0 + 0.5 * width, 10.0 + 0.1 * width) };
+        repeated * (saved + if self.keyed { 50.0 } else { 0.0 }) > cost
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -163,18 +175,34 @@ mod tests {
     #[test]
     fn what_does_not_pay_is_left_until_the_next_measurement() {
         let (habit, mut seen) = (Habit::default(), Seen::default());
+        let far = Way { width: 256, near: false, keyed: false };
         let distinct: Vec<u64> = (0..1000).collect();
         let repeated: Vec<u64> = (0..1000).map(|i| i % 100).collect();
-        assert!(!habit.wanted(Dedup::Auto, &distinct, 256, &mut seen));
+        assert!(!habit.wanted(Dedup::Auto, &distinct, far, &mut seen));
         for _ in 1..MEASURE_EVERY {
-            assert!(!habit.wanted(Dedup::Auto, &repeated, 256, &mut seen));
+            assert!(!habit.wanted(Dedup::Auto, &repeated, far, &mut seen));
         }
         for ids in [&repeated; MEASURE_EVERY as usize].into_iter().chain([&repeated]) {
-            assert!(habit.wanted(Dedup::Auto, ids, 256, &mut seen));
+            assert!(habit.wanted(Dedup::Auto, ids, far, &mut seen));
         }
-        assert!(habit.wanted(Dedup::Auto, &[1, 2], 4, &mut seen));
-        assert!(!habit.wanted(Dedup::Never, &repeated, 256, &mut seen));
-        assert!(habit.wanted(Dedup::Always, &distinct, 256, &mut seen));
+        assert!(habit.wanted(Dedup::Auto, &[1, 2], Way { width: 4, ..far }, &mut seen));
+        assert!(!habit.wanted(Dedup::Never, &repeated, far, &mut seen));
+        assert!(habit.wanted(Dedup::Always, &distinct, far, &mut seen));
+    }
+
+    #[test]
+    fn rows_in_shared_memory_cost_little_to_send_again() {
+        let pays = |width, near, keyed| [0.4, 0.96].map(|repeated| Way { width, near, keyed }.pays(repeated));
+        assert_eq!([64, 512].map(|width| pays(width, false, false)), [[true; 2]; 2]);
+        assert_eq!([64, 512].map(|width| pays(width, true, false)), [[false; 2], [false, true]]);
+        // The search for a key is dearer than that for an id among those of the call.
+        assert_eq!(pays(64, true, true), [true; 2]);
+        let (habit, mut seen) = (Habit::default(), Seen::default());
+        let few = [5; 10];
+        assert_eq!(
+            [false, true].map(|near| habit.wanted(Dedup::Auto, &few, Way { width: 64, near, keyed: false }, &mut seen)),
+            [true, false]
+        );
     }
 
     #[test]
@@ -182,12 +210,13 @@ mod tests {
         let mut seen = Seen::default();
         let ids: Vec<u64> = (0..1000).map(|i| i % 10).collect();
         let few = &ids[..40];
+        let far = Way { width: 256, near: false, keyed: false };
         let all =
-            [Dedup::Auto, Dedup::Always, Dedup::Never].map(|mode| (sent(mode, &ids, 256, &mut seen), sent(mode, few, 256, &mut seen)));
+            [Dedup::Auto, Dedup::Always, Dedup::Never].map(|mode| (sent(mode, &ids, far, &mut seen), sent(mode, few, far, &mut seen)));
         assert_eq!(all, [(10, 10), (10, 10), (1000, 40)]);
         // One in a hundred is not worth the search.
         let ids: Vec<u64> = (0..1000).map(|i| i % 990).collect();
-        assert_eq!([Dedup::Auto, Dedup::Always].map(|mode| sent(mode, &ids, 4, &mut seen)), [1000, 990]);
+        assert_eq!([Dedup::Auto, Dedup::Always].map(|mode| sent(mode, &ids, Way { width: 4, ..far }, &mut seen)), [1000, 990]);
     }
 
     #[test]

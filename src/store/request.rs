@@ -121,6 +121,11 @@ pub(crate) trait Peer: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Whether its rows come by memory that who asks has too.
+    fn near(&self) -> bool {
+        false
+    }
+
     /// Calls that were repeated after a connection was lost.
     fn retries(&self) -> u64 {
         0

@@ -5,7 +5,7 @@ mod bags;
 
 use super::bags::{BagFuture, BagQuery};
 use super::counters::Counters;
-use super::dedup::{Dedup, Habit, Seen};
+use super::dedup::{Dedup, Habit, Seen, Way};
 use super::gather::gather;
 use super::keys::{Divisor, range_of};
 use super::layout::{self, Decode, Filling};
@@ -119,7 +119,18 @@ impl Sharded {
         done
     }
 
-    fn route(&self, query: &Query, seen: &mut Seen, requests: &mut [Vec<Part>], stats: &mut Stats) -> Result<Routed, StoreError> {
+    /// How the rows of a table come.
+    fn way(&self, table: usize, near: bool) -> Way {
+        Way { width: self.routes[table].width, near, keyed: self.tables[table].keyed }
+    }
+
+    /// Whether no row of any table has a way to go.
+    fn near(&self) -> bool {
+        self.peers.iter().all(|p| p.near())
+    }
+
+    /// Puts a query in the requests to peers. `way` is that of its rows.
+    fn route(&self, query: &Query, way: Way, seen: &mut Seen, requests: &mut [Vec<Part>], stats: &mut Stats) -> Result<Routed, StoreError> {
         let (table, route) = (&self.tables[query.table], &self.routes[query.table]);
         layout::check_range(table, &query.ids)?;
         let n = query.ids.len();
@@ -131,7 +142,7 @@ impl Sharded {
         if n == 0 || route.width == 0 {
             return Ok(routed);
         }
-        if route.habit.wanted(self.dedup, &query.ids, route.width, seen) {
+        if route.habit.wanted(self.dedup, &query.ids, way, seen) {
             let (unique, inverse) = seen.unique(&query.ids);
             if unique.len() < n {
                 routed.unique = Some((unique, inverse));
@@ -204,7 +215,9 @@ impl Sharded {
 
     async fn answer(&self, queries: &[Query], seen: &mut Seen, stats: &mut Stats) -> Result<Vec<Tensor>, StoreError> {
         let mut parts = vec![Vec::new(); self.peers.len()];
-        let routed = queries.iter().map(|q| self.route(q, seen, &mut parts, stats)).collect::<Result<Vec<_>, _>>()?;
+        let near = self.near();
+        let mut route = |q: &Query| self.route(q, self.way(q.table, near), seen, &mut parts, stats);
+        let routed = queries.iter().map(&mut route).collect::<Result<Vec<_>, _>>()?;
         let requests = self.requests(parts, queries, &routed)?;
         stats.requests += requests.len() as u64;
         let replies = match requests.as_slice() {

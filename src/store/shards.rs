@@ -408,4 +408,8 @@ impl Peer for Shards {
     fn pools(&self) -> bool {
         true
     }
+
+    fn near(&self) -> bool {
+        true
+    }
 }

@@ -404,6 +404,10 @@ impl Peer for Client {
         true
     }
 
+    fn near(&self) -> bool {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|c| c.room.is_some())
+    }
+
     fn retries(&self) -> u64 {
         self.retries.load(Relaxed)
     }

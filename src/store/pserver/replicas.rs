@@ -136,6 +136,10 @@ impl Peer for Replicas {
         true
     }
 
+    fn near(&self) -> bool {
+        self.clients.iter().all(|c| c.near())
+    }
+
     fn retries(&self) -> u64 {
         self.retries.load(Relaxed)
     }

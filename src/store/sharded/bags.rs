@@ -69,7 +69,7 @@ impl Sharded {
         let (starts, len) = bag_blocks(&part, &pooling)?;
         let pooled = len.checked_mul(peers.len())?.checked_add(query.bags().checked_mul(width)?)?;
         let rows = |ids: usize| ids.saturating_mul(route.width + part.id_bytes() * peers.len());
-        if pooled >= rows(inside.ids.len()) || pooled >= rows(sent(self.dedup, inside.ids, route.width, seen)) {
+        if pooled >= rows(inside.ids.len()) || pooled >= rows(sent(self.dedup, inside.ids, self.way(query.table, self.near()), seen)) {
             return None;
         }
         let body = body(&part, inside, starts, len);
