@@ -129,8 +129,15 @@ impl Sharded {
         self.peers.iter().all(|p| p.near())
     }
 
-    /// Puts a query in the requests to peers. `way` is that of its rows.
-    fn route(&self, query: &Query, way: Way, seen: &mut Seen, requests: &mut [Vec<Part>], stats: &mut Stats) -> Result<Routed, StoreError> {
+    /// Puts a query in the requests to peers, which are near or not.
+    fn route(
+        &self,
+        query: &Query,
+        near: bool,
+        seen: &mut Seen,
+        requests: &mut [Vec<Part>],
+        stats: &mut Stats,
+    ) -> Result<Routed, StoreError> {
         let (table, route) = (&self.tables[query.table], &self.routes[query.table]);
         layout::check_range(table, &query.ids)?;
         let n = query.ids.len();
@@ -142,7 +149,7 @@ impl Sharded {
         if n == 0 || route.width == 0 {
             return Ok(routed);
         }
-        if route.habit.wanted(self.dedup, &query.ids, way, seen) {
+        if route.habit.wanted(self.dedup, &query.ids, self.way(query.table, near), seen) {
             let (unique, inverse) = seen.unique(&query.ids);
             if unique.len() < n {
                 routed.unique = Some((unique, inverse));
@@ -216,8 +223,7 @@ impl Sharded {
     async fn answer(&self, queries: &[Query], seen: &mut Seen, stats: &mut Stats) -> Result<Vec<Tensor>, StoreError> {
         let mut parts = vec![Vec::new(); self.peers.len()];
         let near = self.near();
-        let mut route = |q: &Query| self.route(q, self.way(q.table, near), seen, &mut parts, stats);
-        let routed = queries.iter().map(&mut route).collect::<Result<Vec<_>, _>>()?;
+        let routed = queries.iter().map(|q| self.route(q, near, seen, &mut parts, stats)).collect::<Result<Vec<_>, _>>()?;
         let requests = self.requests(parts, queries, &routed)?;
         stats.requests += requests.len() as u64;
         let replies = match requests.as_slice() {
