@@ -3,8 +3,8 @@
 mod support;
 
 use graphtool::plan::{Manifest, Sharding};
-use graphtool::store::{self, ServeOptions, Shards, Store};
-use graphtool::tensor::{DType, Tensor};
+use graphtool::store::{self, BagQuery, ServeOptions, Shards, Store};
+use graphtool::tensor::{DType, PoolMode, Tensor};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
@@ -80,6 +80,33 @@ async fn connections_keep_their_version_and_new_ones_get_the_new() {
     // Counters go on from version to version.
     assert!(lookups >= done.load(SeqCst) as u64 + 2, "{lookups}");
     assert!(running.into_iter().map(|s| s.stop().unwrap().lookups).sum::<u64>() >= 2 * lookups - 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bags_are_pooled_from_the_version_of_their_connection() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = tmp.path().join("t.dist");
+    let (first, _) = put(&dir, 0.0);
+    let running = Server::start_all(&dir, 1, ServeOptions::default());
+    let all = endpoints(&running);
+    let old = store::connect(first, &all, options()).await.unwrap();
+    // Four bags of 100 rows, one without any; column c of row i is offset + 4 i + c, which stays exact.
+    let bounds = vec![0, 100, 200, 200, 300, 400];
+    let bags = BagQuery { table: 0, ids: (0..400).map(|i| i * 7 % 1000).collect(), bounds, weights: None, mode: PoolMode::Sum };
+    let sums = |offset: u64| -> Vec<f32> {
+        let of = |b: usize, c: u64| bags.ids[bags.bounds[b]..bags.bounds[b + 1]].iter().map(|i| offset + 4 * i + c).sum::<u64>() as f32;
+        (0..5).flat_map(|b| (0..4).map(move |c| (b, c))).map(|(b, c)| of(b, c)).collect()
+    };
+    let pooled = async |store: &dyn Store| store.lookup_bags(&bags).await.unwrap().expect("one server has all rows").to_f32s().unwrap();
+    assert_eq!(pooled(&*old).await, sums(0));
+    let (next, _) = put(&dir, 5000.0);
+    assert_eq!(reload(&dir, &all, "60").0, Some(0));
+    let new = store::connect(next, &all, options()).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!((pooled(&*old).await, pooled(&*new).await), (sums(0), sums(5000)));
+    }
+    // Neither fell back to asking for rows: a bag is one row of the answer.
+    assert_eq!((old.stats().bytes, new.stats().bytes), (4 * 5 * 16, 3 * 5 * 16));
 }
 
 #[tokio::test(flavor = "multi_thread")]
