@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::{io, ptr};
 
 /// Bytes of a [`Room`]; what is never used takes no memory.
-const SIZE: usize = 32 << 20;
+const SIZE: usize = 64 << 20;
 /// Answers below this are as quick over the socket.
 const LEAST: usize = 8 << 10;
 /// Places begin at multiples of this.
