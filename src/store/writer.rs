@@ -10,10 +10,15 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::mpsc;
 use twox_hash::XxHash3_128;
 
 /// Files that are open at once; a table of more pieces is read several times.
 const OPEN: usize = 256;
+/// Steps that wait for a thread that writes.
+const AHEAD: usize = 16;
+/// A table of fewer bytes is written before a thread has begun.
+const LARGE: u64 = 32 << 20;
 /// Zeros of this length, at multiples of it, are left out of a file and read as zeros all the same.
 const HOLE: usize = 4096;
 
@@ -33,47 +38,19 @@ pub fn piece_file(table: &str, index: usize, pieces: usize) -> String {
 }
 
 /// A file that is hashed as it is written, with holes where there are only zeros.
-struct Out {
+struct Target {
     file: File,
-    buffer: Vec<u8>,
-    /// A multiple of [`HOLE`], so that zeros are not cut up.
-    capacity: usize,
     at: u64,
     written: Written,
     hash: XxHash3_128,
 }
 
-impl Out {
-    fn create(path: &Path, capacity: usize) -> io::Result<Self> {
-        Ok(Self {
-            file: File::create(path)?,
-            buffer: Vec::with_capacity(capacity),
-            capacity,
-            at: 0,
-            written: Written::default(),
-            hash: XxHash3_128::new(),
-        })
+impl Target {
+    fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: File::create(path)?, at: 0, written: Written::default(), hash: XxHash3_128::new() })
     }
 
-    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        while self.buffer.len() + bytes.len() >= self.capacity {
-            let (now, rest) = bytes.split_at(self.capacity - self.buffer.len());
-            self.buffer.extend_from_slice(now);
-            self.flush()?;
-            bytes = rest;
-        }
-        self.buffer.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let result = self.put(&buffer);
-        buffer.clear();
-        self.buffer = buffer;
-        result
-    }
-
+    /// Appends bytes; all but the last are a multiple of [`HOLE`], so that zeros are not cut up.
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hash.write(bytes);
         // Bytes up to `from` are written or left out.
@@ -93,12 +70,90 @@ impl Out {
     }
 
     /// Size and checksum of the file.
-    fn finish(mut self) -> io::Result<(u64, String)> {
-        self.flush()?;
+    fn finish(self) -> io::Result<(u64, String)> {
         self.file.set_len(self.at)?;
         self.file.sync_data()?;
         Ok((self.at, format!("{:032x}", self.hash.finish_128())))
     }
+}
+
+/// Bytes that go to a file, put together to steps.
+struct Out<'a> {
+    buffer: Vec<u8>,
+    /// A multiple of [`HOLE`].
+    capacity: usize,
+    /// Takes what the buffer holds and leaves an empty one.
+    take: Box<dyn FnMut(&mut Vec<u8>) -> io::Result<()> + 'a>,
+}
+
+impl Out<'_> {
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while self.buffer.len() + bytes.len() >= self.capacity {
+            let (now, rest) = bytes.split_at(self.capacity - self.buffer.len());
+            self.buffer.extend_from_slice(now);
+            (self.take)(&mut self.buffer)?;
+            bytes = rest;
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Has `fill` write to files, in this thread.
+fn write_here(targets: &mut [Target], capacity: usize, fill: impl FnOnce(&mut [Out]) -> io::Result<()>) -> io::Result<()> {
+    let out = |target| {
+        let target: &mut Target = target;
+        let take = Box::new(|buffer: &mut Vec<u8>| target.put(buffer).map(|()| buffer.clear()));
+        Out { buffer: Vec::with_capacity(capacity), capacity, take }
+    };
+    let mut outs: Vec<Out> = targets.iter_mut().map(out).collect();
+    fill(&mut outs)?;
+    outs.iter_mut().try_for_each(|out| (out.take)(&mut out.buffer))
+}
+
+/// As [`write_here`], while other threads hash and write what is there: most of the work is the system's, which copies to its cache.
+fn write_beside(
+    targets: &mut [Target],
+    (capacity, threads): (usize, usize),
+    fill: impl FnOnce(&mut [Out]) -> io::Result<()>,
+) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let (give_back, spare) = mpsc::channel::<Vec<u8>>();
+        let count = targets.len();
+        let mut shares: Vec<Vec<&mut Target>> = (0..threads).map(|_| Vec::new()).collect();
+        targets.iter_mut().enumerate().for_each(|(i, target)| shares[i % threads].push(target));
+        let mut senders = Vec::with_capacity(threads);
+        let mut running = Vec::with_capacity(threads);
+        for mut share in shares {
+            let (sender, full) = mpsc::sync_channel::<(usize, Vec<u8>)>(AHEAD);
+            let give_back = give_back.clone();
+            senders.push(sender);
+            running.push(std::thread::Builder::new().name("write".into()).spawn_scoped(scope, move || -> io::Result<()> {
+                while let Ok((at, mut buffer)) = full.recv() {
+                    share[at].put(&buffer)?;
+                    buffer.clear();
+                    // Nobody wants it when all are on their way.
+                    let _ = give_back.send(buffer);
+                }
+                Ok(())
+            })?);
+        }
+        let out = |i: usize| {
+            let (sender, spare) = (senders[i % threads].clone(), &spare);
+            let take = move |buffer: &mut Vec<u8>| {
+                let empty = spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(capacity));
+                // Who does not take it has failed, and says why.
+                sender.send((i / threads, std::mem::replace(buffer, empty))).map_err(|_| io::ErrorKind::BrokenPipe.into())
+            };
+            Out { buffer: Vec::with_capacity(capacity), capacity, take: Box::new(take) }
+        };
+        let mut outs: Vec<Out> = (0..count).map(out).collect();
+        let filled = fill(&mut outs).and_then(|()| outs.iter_mut().try_for_each(|out| (out.take)(&mut out.buffer)));
+        drop((outs, senders));
+        let ended = running.into_iter().map(|r| r.join().unwrap_or_else(|_| Err(io::Error::other("a thread that writes has ended"))));
+        // All are waited for.
+        ended.fold(Ok(()), |all: io::Result<()>, one| all.and(one)).and(filled)
+    })
 }
 
 /// What is known of a table before it is written.
@@ -160,7 +215,7 @@ impl Spec<'_> {
     }
 
     /// Writes all rows that belong to pieces `first..` of `outs`.
-    fn fill(&self, source: &dyn RowSource, first: usize, outs: &mut [Out], content: &mut Content) -> io::Result<()> {
+    fn fill(&self, source: &dyn RowSource, first: usize, outs: &mut [Out<'_>], content: &mut Content) -> io::Result<()> {
         let (t, n) = (&self.table, self.layout.shards.len() as u64);
         if t.keyed {
             source.ids(&mut |key| match outs.get_mut(((key % n) as usize).wrapping_sub(first)) {
@@ -218,14 +273,20 @@ impl Spec<'_> {
         for first in (0..n).step_by(OPEN) {
             let mine = &mut pieces[first..(first + OPEN).min(n)];
             let capacity = (CHUNK / mine.len()).clamp(16 << 10, STEP) / HOLE * HOLE;
-            let create = |piece: &Piece| {
-                let mut out = Out::create(&dir.join(&piece.file), capacity)?;
-                out.write(&self.header(piece)).map(|()| out)
+            let create = |p: &Piece| Target::create(&dir.join(&p.file)).map_err(|e| named(&p.file, e));
+            let mut targets = mine.iter().map(create).collect::<io::Result<Vec<Target>>>()?;
+            let headers: Vec<Vec<u8>> = mine.iter().map(|p| self.header(p)).collect();
+            let fill = |outs: &mut [Out]| {
+                outs.iter_mut().zip(&headers).try_for_each(|(out, header)| out.write(header))?;
+                self.fill(source, first, outs, &mut content)
             };
-            let mut outs = mine.iter().map(|p| create(p).map_err(|e| named(&p.file, e))).collect::<io::Result<Vec<Out>>>()?;
-            self.fill(source, first, &mut outs, &mut content)?;
-            for (piece, out) in mine.iter_mut().zip(outs) {
-                (piece.bytes, piece.checksum) = out.finish().map_err(|e| named(&piece.file, e))?;
+            let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(targets.len());
+            match self.table.bytes_of(self.table.rows, self.table.columns(), self.layout.store) >= LARGE {
+                true => write_beside(&mut targets, (capacity, threads), fill)?,
+                false => write_here(&mut targets, capacity, fill)?,
+            }
+            for (piece, target) in mine.iter_mut().zip(targets) {
+                (piece.bytes, piece.checksum) = target.finish().map_err(|e| named(&piece.file, e))?;
             }
         }
         let t = self.table;
@@ -297,4 +358,36 @@ pub fn rewrite_table(dir: &Path, old: &TableEntry, rows: &TableRows, layout: &Ta
     let spec = Spec { cuts: layout.cuts(&table), table, layout, absent: old.absent, default_row: old.default_row.clone() };
     let entry = spec.write(dir, rows).map_err(|e| StoreError::Corrupt(format!("table \"{}\": {e}", old.name)))?;
     Ok(TableEntry { stored: old.stored, ..entry })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_threads_write_the_same_files_and_say_what_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let row = |i: usize| [(i % 251) as u8; 1000];
+        let fill = |outs: &mut [Out]| (0..2000).try_for_each(|i| outs[i % 3].write(&row(i)));
+        let mut found = Vec::new();
+        for beside in [false, true] {
+            let path = |i: usize| dir.path().join(format!("{beside}-{i}"));
+            let mut targets: Vec<Target> = (0..3).map(|i| Target::create(&path(i)).unwrap()).collect();
+            match beside {
+                true => write_beside(&mut targets, (16 << 10, 2), fill).unwrap(),
+                false => write_here(&mut targets, 16 << 10, fill).unwrap(),
+            }
+            let ends: Vec<(u64, String)> = targets.into_iter().map(|t| t.finish().unwrap()).collect();
+            found.push((ends, [0, 1, 2].map(|i| fs::read(path(i)).unwrap())));
+        }
+        let expected = [0, 1, 2].map(|k| (0..2000).filter(|i| i % 3 == k).flat_map(row).collect::<Vec<u8>>());
+        assert!(found[0] == found[1] && found[0].1 == expected);
+        // A file that takes nothing ends the work, however much is still to come.
+        let read_only = File::open(dir.path().join("true-0")).unwrap();
+        let mut targets: Vec<Target> = (0..2).map(|i| Target::create(&dir.path().join(format!("{i}"))).unwrap()).collect();
+        targets[1].file = read_only;
+        let forever = |outs: &mut [Out]| (0..).try_for_each(|i: usize| outs[i % 2].write(&row(i)));
+        let error = write_beside(&mut targets, (16 << 10, 2), forever).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::BADF.raw_os_error()), "{error}");
+    }
 }
