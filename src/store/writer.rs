@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc;
+use std::thread::ScopedJoinHandle;
 use twox_hash::XxHash3_128;
 
 /// Files that are open at once; a table of more pieces is read several times.
@@ -150,9 +151,8 @@ fn write_beside(
         let mut outs: Vec<Out> = (0..count).map(out).collect();
         let filled = fill(&mut outs).and_then(|()| outs.iter_mut().try_for_each(|out| (out.take)(&mut out.buffer)));
         drop((outs, senders));
-        let ended = running.into_iter().map(|r| r.join().unwrap_or_else(|_| Err(io::Error::other("a thread that writes has ended"))));
-        // All are waited for.
-        ended.fold(Ok(()), |all: io::Result<()>, one| all.and(one)).and(filled)
+        let end = |r: ScopedJoinHandle<_>| r.join().unwrap_or_else(|_| Err(io::Error::other("a thread that writes has ended")));
+        running.into_iter().try_for_each(end).and(filled)
     })
 }
 
