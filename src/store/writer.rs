@@ -38,21 +38,34 @@ pub fn piece_file(table: &str, index: usize, pieces: usize) -> String {
     format!("shards/{name}-{index:05}-of-{pieces:05}.safetensors")
 }
 
+/// An error, with what it is about.
+fn named(what: &str, e: io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{what}: {e}"))
+}
+
 /// A file that is hashed as it is written, with holes where there are only zeros.
 struct Target {
     file: File,
+    /// As errors have it.
+    name: String,
     at: u64,
     written: Written,
     hash: XxHash3_128,
 }
 
 impl Target {
-    fn create(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: File::create(path)?, at: 0, written: Written::default(), hash: XxHash3_128::new() })
+    /// The file `name` of a directory.
+    fn create(dir: &Path, name: &str) -> io::Result<Self> {
+        let file = File::create(dir.join(name)).map_err(|e| named(name, e))?;
+        Ok(Self { file, name: name.to_owned(), at: 0, written: Written::default(), hash: XxHash3_128::new() })
     }
 
     /// Appends bytes; all but the last are a multiple of [`HOLE`], so that zeros are not cut up.
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.append(bytes).map_err(|e| named(&self.name, e))
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.hash.write(bytes);
         // Bytes up to `from` are written or left out.
         let (mut from, mut i) = (0, 0);
@@ -72,8 +85,7 @@ impl Target {
 
     /// Size and checksum of the file.
     fn finish(self) -> io::Result<(u64, String)> {
-        self.file.set_len(self.at)?;
-        self.file.sync_data()?;
+        self.file.set_len(self.at).and_then(|()| self.file.sync_data()).map_err(|e| named(&self.name, e))?;
         Ok((self.at, format!("{:032x}", self.hash.finish_128())))
     }
 }
@@ -267,14 +279,12 @@ impl Spec<'_> {
             })?;
         }
         let mut pieces = self.pieces(&counts);
-        let named = |file: &str, e: io::Error| io::Error::new(e.kind(), format!("{file}: {e}"));
         let mut content = Content::default();
         fs::create_dir_all(dir.join("shards"))?;
         for first in (0..n).step_by(OPEN) {
             let mine = &mut pieces[first..(first + OPEN).min(n)];
             let capacity = (CHUNK / mine.len()).clamp(16 << 10, STEP) / HOLE * HOLE;
-            let create = |p: &Piece| Target::create(&dir.join(&p.file)).map_err(|e| named(&p.file, e));
-            let mut targets = mine.iter().map(create).collect::<io::Result<Vec<Target>>>()?;
+            let mut targets = mine.iter().map(|p| Target::create(dir, &p.file)).collect::<io::Result<Vec<Target>>>()?;
             let headers: Vec<Vec<u8>> = mine.iter().map(|p| self.header(p)).collect();
             let fill = |outs: &mut [Out]| {
                 outs.iter_mut().zip(&headers).try_for_each(|(out, header)| out.write(header))?;
@@ -286,7 +296,7 @@ impl Spec<'_> {
                 false => write_here(&mut targets, capacity, fill)?,
             }
             for (piece, target) in mine.iter_mut().zip(targets) {
-                (piece.bytes, piece.checksum) = target.finish().map_err(|e| named(&piece.file, e))?;
+                (piece.bytes, piece.checksum) = target.finish()?;
             }
         }
         let t = self.table;
@@ -312,12 +322,12 @@ fn size(name: &str, rows: u64, row_shape: &[usize], dtype: DType, keyed: bool) -
 
 /// Writes a table of new rows, in the form that its layout says.
 fn write_new(dir: &Path, table: TableSize, source: &dyn RowSource, layout: &TableLayout, absent: Absent) -> io::Result<TableEntry> {
-    let named = |e: io::Error| io::Error::new(e.kind(), format!("table \"{}\": {e}", layout.name));
+    let of_table = |e| named(&format!("table \"{}\"", layout.name), e);
     let dtype = table.dtype;
     let spec = Spec { cuts: layout.cuts(&table), table, layout, absent, default_row: None };
-    let Some(store) = layout.store else { return spec.write(dir, source).map_err(named) };
+    let Some(store) = layout.store else { return spec.write(dir, source).map_err(of_table) };
     let narrow = narrowed(source, dtype, store);
-    let mut entry = spec.write(dir, &narrow).map_err(named)?;
+    let mut entry = spec.write(dir, &narrow).map_err(of_table)?;
     entry.stored = Some(Stored { dtype: store, max_error: narrow.narrower.borrow().max_error });
     Ok(entry)
 }
@@ -371,23 +381,23 @@ mod tests {
         let fill = |outs: &mut [Out]| (0..2000).try_for_each(|i| outs[i % 3].write(&row(i)));
         let mut found = Vec::new();
         for beside in [false, true] {
-            let path = |i: usize| dir.path().join(format!("{beside}-{i}"));
-            let mut targets: Vec<Target> = (0..3).map(|i| Target::create(&path(i)).unwrap()).collect();
+            let name = |i: usize| format!("{beside}-{i}");
+            let mut targets: Vec<Target> = (0..3).map(|i| Target::create(dir.path(), &name(i)).unwrap()).collect();
             match beside {
                 true => write_beside(&mut targets, (16 << 10, 2), fill).unwrap(),
                 false => write_here(&mut targets, 16 << 10, fill).unwrap(),
             }
             let ends: Vec<(u64, String)> = targets.into_iter().map(|t| t.finish().unwrap()).collect();
-            found.push((ends, [0, 1, 2].map(|i| fs::read(path(i)).unwrap())));
+            found.push((ends, [0, 1, 2].map(|i| fs::read(dir.path().join(name(i))).unwrap())));
         }
         let expected = [0, 1, 2].map(|k| (0..2000).filter(|i| i % 3 == k).flat_map(row).collect::<Vec<u8>>());
         assert!(found[0] == found[1] && found[0].1 == expected);
         // A file that takes nothing ends the work, however much is still to come.
         let read_only = File::open(dir.path().join("true-0")).unwrap();
-        let mut targets: Vec<Target> = (0..2).map(|i| Target::create(&dir.path().join(format!("{i}"))).unwrap()).collect();
+        let mut targets: Vec<Target> = ["a", "b"].map(|name| Target::create(dir.path(), name).unwrap()).into();
         targets[1].file = read_only;
         let forever = |outs: &mut [Out]| (0..).try_for_each(|i: usize| outs[i % 2].write(&row(i)));
         let error = write_beside(&mut targets, (16 << 10, 2), forever).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::BADF.raw_os_error()), "{error}");
+        assert_eq!(error.to_string(), format!("b: {}", io::Error::from(rustix::io::Errno::BADF)));
     }
 }
